@@ -1,0 +1,1 @@
+"""WHEN the flows run, and the face to people."""

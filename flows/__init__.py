@@ -1,0 +1,1 @@
+"""IN WHAT ORDER the tasks run."""

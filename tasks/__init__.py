@@ -1,0 +1,1 @@
+"""WHAT is done: launch, split, merge, and what they are made of."""

@@ -1,0 +1,1 @@
+"""Pure decisions: no file, network, clock or environment; numpy only."""

@@ -1,0 +1,85 @@
+"""What comes out: calls, and the one fate of each read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Fate(str, Enum):
+    """What became of an input read. Every read has exactly one."""
+
+    CALLED = "called"
+    SKIPPED = "skipped"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasecalledRead:
+    """One sequence called from a read; a read that the engine splits gives several."""
+
+    read_id: str
+    #: Id of the read in the POD5 file; differs from `read_id` only in split reads.
+    parent_read_id: str
+    #: A, C, G, T (U in RNA on request), ASCII.
+    sequence: bytes
+    #: Phred scores + 33, ASCII, as long as `sequence`.
+    qstring: bytes
+    #: Phred of the mean error probability.
+    mean_qscore: float
+    #: Samples per move; the model's stride.
+    stride: int
+    #: Samples cut from the front before calling; the move table starts there.
+    trimmed_samples: int = 0
+    #: First sample of this call in its parent; 0 unless split.
+    split_point: int = 0
+    #: Samples this call covers, the trimmed ones included.
+    num_samples: int
+    #: uint8, shape (strides,): 1 where a base starts. None unless asked for.
+    moves: npt.NDArray[np.uint8] | None = None
+    #: Middle and spread of the signal scaling; their meaning is `scaling_version`.
+    scaling_midpoint: float = 0.0
+    scaling_dispersion: float = 0.0
+    scaling_version: str = "quantile"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An engine's answer to one read: calls, or the reason there are none."""
+
+    fate: Fate
+    reason: str = ""
+    calls: tuple[BasecalledRead, ...] = ()
+
+    @classmethod
+    def called(cls, *calls: BasecalledRead) -> Outcome:
+        """Answer with one or more calls; with none the read is skipped as `no_bases`."""
+        return cls(Fate.CALLED, "", calls) if calls else cls.skipped("no_bases")
+
+    @classmethod
+    def skipped(cls, reason: str) -> Outcome:
+        """Answer that there is nothing to call, by a rule (`too_short`, `dead_signal`)."""
+        return cls(Fate.SKIPPED, reason)
+
+    @classmethod
+    def quarantined(cls, reason: str) -> Outcome:
+        """Answer that calling this read failed, and why."""
+        return cls(Fate.QUARANTINED, reason)
+
+
+#: Error probability of each qstring byte; index is the byte. Phred: p = 10^(-q/10).
+ERROR_PROBABILITY = 10.0 ** (-(np.arange(256) - 33.0) / 10.0)
+
+
+def mean_qscore(qstring: bytes) -> float:
+    """Return the Phred score of the mean error probability of a qstring.
+
+    This is the definition of MinKNOW and dorado: the mean is taken over probabilities, not over scores. Empty gives 0.
+    """
+    if not qstring:
+        return 0.0
+    mean = float(ERROR_PROBABILITY[np.frombuffer(qstring, np.uint8)].mean())
+    return -10.0 * float(np.log10(mean))
