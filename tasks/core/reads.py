@@ -34,6 +34,20 @@ class RunInfo:
     context_tags: tuple[tuple[str, str], ...] = ()
     tracking_id: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """What tells runs apart: converters and tests give several flow cells the same acquisition id."""
+        return (
+            self.acquisition_id,
+            self.protocol_run_id,
+            self.flow_cell_id,
+            self.flow_cell_product_code,
+            self.sequencing_kit,
+            self.sample_rate,
+            self.experiment_name,
+            self.sample_id,
+        )
+
     def tag(self, key: str) -> str:
         """Return the value of a context tag or tracking id; the empty string where there is none."""
         return dict(self.tracking_id).get(key, "") or dict(self.context_tags).get(key, "")

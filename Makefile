@@ -1,0 +1,33 @@
+# make demo | make test: each sets up .venv first if needed. PYTHON chooses the interpreter (3.10 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.ready
+
+# Byte-compiled at install: without it every Dask worker and flow pays seconds of CPU to import Prefect.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Shoal needs Python 3.10 or newer; give one: make setup PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ont,dev]'
+	$(BIN)/python -m compileall -q .venv/lib || true
+	touch $@
+
+demo: setup
+	$(BIN)/shoal demo --out demo-run
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.cost
+
+clean:
+	rm -rf .venv demo-run build *.egg-info

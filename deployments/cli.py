@@ -1,0 +1,251 @@
+"""The command `shoal`.
+
+Exit status: 0 complete; 2 wrong settings; 3 complete, but some input was skipped or quarantined; 4 incomplete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.types import ResolvedPath
+
+from deployments.display import Display
+from infra.preflight import examine
+from infra.prefect_server import prefect_api
+from infra.site import load_site
+from tasks.core.batches import bundle
+from tasks.core.errors import LedgerError, SettingsError, ShoalError
+from tasks.core.result import MergedRun
+from tasks.engines.registry import samples_per_second, slots_of
+from tasks.formats.replay import ReplaySettings, replay
+from tasks.formats.workspace import Workspace, read_json
+from tasks.launch import Launched, bundles_left, plan_input, refuse_flaws
+from tasks.merge import merge as merge_results
+from tasks.merge import merged_before
+from tasks.progress import Watch
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings
+from tasks.verify import verify as verify_results
+
+app = App(
+    name="shoal",
+    help="Basecall nanopore runs on whatever GPUs a site has, with a ledger in which every read has one fate.",
+    version_flags=["--version"],
+)
+
+
+class Exit(IntEnum):
+    """What the exit status tells."""
+
+    COMPLETE = 0
+    WRONG_SETTINGS = 2
+    FLAWED = 3
+    INCOMPLETE = 4
+
+
+def main() -> NoReturn:
+    """Run the command line; errors of Shoal's own come out as one clear message on standard error."""
+    level = os.environ.get("SHOAL_LOG_LEVEL", "WARNING")
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    display = Display(json=False)
+    try:
+        status = app(exit_on_error=False, result_action="return_value")
+    except (CycloptsError, SettingsError) as error:
+        if not isinstance(error, CycloptsError):  # those are shown already
+            display.complain(str(error))
+        sys.exit(Exit.WRONG_SETTINGS)
+    except ShoalError as error:
+        display.complain(str(error))
+        sys.exit(Exit.INCOMPLETE)
+    sys.exit(status or Exit.COMPLETE)
+
+
+def _from(model: type[Any], field: str) -> Parameter:
+    """Take an option's help from the settings field behind it: that is where it is documented."""
+    info = model.model_fields[field]
+    default = "" if info.is_required() or info.default is None else f" [default: {info.default}]"
+    return Parameter(help=f"{info.title}{': ' + info.description if info.description else ''}.{default}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `run` and `plan` take. What is not given is left to the settings file, the environment, the defaults."""
+
+    out: Annotated[Path | None, _from(RunSettings, "out"), Parameter(alias="-o")] = None
+    site: Annotated[str | None, _from(RunSettings, "site")] = None
+    engine: Annotated[str | None, _from(EngineSettings, "kind")] = None
+    model: Annotated[str | None, _from(EngineSettings, "model")] = None
+    threads: Annotated[int | None, _from(EngineSettings, "threads")] = None
+    rate: Annotated[float | None, _from(EngineSettings, "rate")] = None
+    min_qscore: Annotated[float | None, _from(OutputSettings, "min_qscore")] = None
+    headers: Annotated[str | None, _from(OutputSettings, "headers")] = None
+    summary: Annotated[str | None, _from(OutputSettings, "summary")] = None
+    files: Annotated[str | None, _from(OutputSettings, "files")] = None
+    batch_samples: Annotated[int | None, _from(RunSettings, "batch_samples")] = None
+    bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
+    rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
+    strict: Annotated[bool | None, _from(RunSettings, "strict")] = None
+    settings: Annotated[Path | None, Parameter(help="Settings file (TOML); the command line wins over it.")] = None
+
+    def resolve(self, inputs: tuple[Path, ...]) -> RunSettings:
+        """Merge with settings file and environment, and check."""
+
+        def given(*fields: str, **renamed: str) -> dict[str, Any]:
+            names = {**{field: field for field in fields}, **renamed}
+            return {key: getattr(self, name) for key, name in names.items() if getattr(self, name) is not None}
+
+        return resolve_settings(
+            file=self.settings,
+            environment=os.environ,
+            command_line={
+                **({"input": inputs} if inputs else {}),
+                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict"),
+                "engine": given("model", "threads", "rate", kind="engine"),
+                "output": given("min_qscore", "headers", "summary", "files"),
+            },
+        )
+
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
+RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
+
+
+@app.command
+def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002, B008
+    """Call every read of the input once; the same command again goes on where an earlier one stopped.
+
+    Parameters
+    ----------
+    input
+        Folders (searched for *.pod5, recursively) and POD5 files.
+    """
+    return _run(options.resolve(input), Display(json=json))
+
+
+@app.command
+def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002, B008
+    """Say what `run` would do, and write nothing: files, reads, batches, bundles, estimated time and disk.
+
+    Parameters
+    ----------
+    input
+        Folders (searched for *.pod5, recursively) and POD5 files.
+    """
+    settings = options.resolve(input)
+    launched = plan_input(settings)
+    if settings.strict:
+        refuse_flaws(launched.plan)
+    slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))
+    left = launched.left
+    samples = sum(batch.samples for batch in left)
+    reads = sum(batch.reads for batch in left)
+    Display(json=json).plan(
+        launched.plan,
+        {
+            "files": len(launched.plan.files),
+            "reads": len(launched.reads.read_ids),
+            "samples": int(launched.reads.num_samples.sum()),
+            "batches": len(launched.plan.batches),
+            "batches_left": len(left),
+            "bundles": len(bundles_left(left, settings, slots=slots, round_=0, first=0)),
+            "estimated_seconds": round(samples / (samples_per_second(settings.engine) * slots)),
+            # 12.5 samples per base, two bytes per base, BGZF to 0.54 of that; some 300 bytes of tables per read.
+            "estimated_bytes": round(samples / 12.5 * 2 * 0.54 + 300 * reads),
+        },
+    )
+    return Exit.COMPLETE
+
+
+@app.command
+def status(folder: RunFolder, /, *, metrics: bool = False, json: Json = False) -> int:
+    """Say how far a run is, from its folder alone.
+
+    Parameters
+    ----------
+    metrics
+        Show where the time went, stage by stage.
+    """
+    workspace = _existing(folder)
+    progress = Watch(workspace).look()
+    if progress is None:
+        raise SettingsError(f"{folder} holds no plan yet; `shoal run INPUT --out {folder}` makes one")
+    merged = merged_before(workspace)
+    Display(json=json).status(progress, merged, metrics=metrics)
+    return _verdict(merged) if merged else Exit.INCOMPLETE
+
+
+@app.command
+def merge(
+    folder: RunFolder,
+    /,
+    *,
+    files: Annotated[str | None, _from(OutputSettings, "files")] = None,
+    summary: Annotated[str | None, _from(OutputSettings, "summary")] = None,
+    json: Json = False,
+) -> int:
+    """Write the result of a finished run again, with another choice of files or columns; calls nothing."""
+    workspace = _existing(folder)
+    stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
+    stored["out"] = folder
+    stored["output"] |= {key: value for key, value in {"files": files, "summary": summary}.items() if value is not None}
+    settings: RunSettings = checked(RunSettings, stored)
+    with _alone(workspace):
+        merged = merge_results(settings)
+    Display(json=json).result(merged, _flawed(workspace))
+    return _verdict(merged)
+
+
+@app.command
+def verify(folder: RunFolder, /, *, json: Json = False) -> int:
+    """Check a finished run folder: every value, every checksum, and that ledger, FASTQ and summary name the same reads."""
+    report = verify_results(_existing(folder))
+    Display(json=json).verified(report)
+    return Exit.INCOMPLETE if report.faults else Exit.COMPLETE
+
+
+@app.command
+def doctor(*, site: str = "local", engine: str = "cpu", json: Json = False) -> int:
+    """Look at this installation, the site and the engine, and say what would keep a run from working."""
+    settings: EngineSettings = checked(EngineSettings, {"kind": engine})
+    findings = examine(load_site(site), settings)
+    Display(json=json).findings(findings)
+    return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE
+
+
+def _run(settings: RunSettings, display: Display) -> int:
+    workspace = Workspace(settings.out)
+    launched = plan_input(settings)  # the same that the flow's launch does; here, it refuses before anything starts
+    if settings.strict:
+        refuse_flaws(launched.plan)
+    display.refusals(launched.plan)
+    if not launched.left and (merged := _done(workspace, launched)):
+        display.say(f"{settings.out} is complete already; nothing was done")
+        display.result(merged, _flawed(workspace))
+        return _verdict(merged)
+    workspace.create()
+    with _alone(workspace), _stoppable(), prefect_api(log_folder=workspace.logs, announce=display.say):
+        # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
+        from deployments.flow_process import run_flow
+
+        with display.progress(Watch(workspace)):
+            merged = run_flow(settings)
+    display.result(merged, _flawed(workspace))
+    return _verdict(merged)
+
+
+def _done(workspace: Workspace, launched: Launched) -> MergedRun | None:
+    merged = merged_before(workspace) if workspace.merged.exists() else None
+    return merged if merged and merged.reads == len(launched.reads.read_ids) else None

@@ -1,0 +1,154 @@
+"""Rounds: bundles go out in a bounded window; what is not committed at the end of a round goes into the next.
+
+Dask reruns what a dead worker held without Prefect's knowledge, and a task that kills its workers ends as KilledWorker,
+which Prefect's retries never see. So the retry policy is here, and the folder of committed batches is its only memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.futures import as_completed
+from prefect.runtime import task_run
+
+from infra.workers import heartbeat, worker_engine
+from tasks.core.batches import Bundle
+from tasks.core.errors import EngineError
+from tasks.engines.registry import min_qscore_of
+from tasks.formats.commit import committed_ids
+from tasks.formats.planfile import read_batches, read_plan
+from tasks.formats.workspace import Workspace
+from tasks.launch import bundles_left
+from tasks.progress import Watch
+from tasks.settings import OutputSettings, RunSettings
+from tasks.split import BundleReport, basecall_bundle
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the committed batches, for the progress artifact.
+PROGRESS_INTERVAL = 5.0
+
+
+def call_bundle(
+    out: str, number: int, batches: tuple[int, ...], reads: int, output: OutputSettings, min_qscore: float
+) -> BundleReport:
+    """Call one bundle on the worker's engine. Runs on a Dask worker; only names and numbers come and go."""
+    workspace = Workspace(Path(out))
+    plan = read_plan(workspace)
+    bundle = Bundle(number=number, batches=read_batches(workspace, batches))
+    beat = heartbeat(workspace.heartbeats)
+    return basecall_bundle(
+        workspace,
+        bundle,
+        worker_engine(),
+        output,
+        min_qscore=min_qscore,
+        run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
+        progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
+    )
+
+
+def bundle_name() -> str:
+    """Name a task run: `split 00012 · 4 batches · 16000 reads`."""
+    given: dict[str, Any] = task_run.parameters
+    batches = given["batches"]
+    return f"split {given['number']:05d} · {len(batches)} batch{'es' * (len(batches) > 1)} · {given['reads']} reads"
+
+
+call_bundle_task = task(name="basecall-bundle", task_run_name=bundle_name)(call_bundle)
+
+
+def call_in_rounds(settings: RunSettings, slots: int) -> None:
+    """Call what is not committed, for as many rounds as the settings give.
+
+    Args:
+        slots: Bundles that the cluster runs at the same time.
+
+    Raises:
+        EngineError: something is still not called after the last round; names the last cause.
+    """
+    workspace = Workspace(settings.out)
+    plan = read_plan(workspace)
+    log = get_run_logger()
+    progress = _Progress(workspace)
+    submitted, cause = 0, ""
+    for round_ in range(settings.rounds):
+        done = committed_ids(workspace)
+        left = tuple(batch for batch in plan.batches if batch.batch_id not in done)
+        if not left:
+            break
+        bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
+        log.info("round %d: %d batches in %d bundles on %d slots", round_ + 1, len(left), len(bundles), slots)
+        for failure in _run(bundles, settings, window=2 * slots, progress=progress):
+            cause = f"{type(failure).__name__}: {failure}"
+            log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
+        submitted += len(bundles)
+    progress.show()
+    left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
+    if left_over:
+        raise EngineError(
+            f"{sum(batch.reads for batch in left_over)} reads in {len(left_over)} batches could not be called in "
+            f"{settings.rounds} rounds; the last cause was: {cause}"
+        )
+
+
+def _run(
+    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress
+) -> Iterator[BaseException]:
+    """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
+    waiting = iter(bundles)
+    futures: set[Any] = set()
+    min_qscore = min_qscore_of(settings)
+    while True:
+        for bundle in waiting:
+            futures.add(
+                call_bundle_task.submit(
+                    str(settings.out),
+                    bundle.number,
+                    tuple(batch.number for batch in bundle.batches),
+                    bundle.reads,
+                    settings.output,
+                    min_qscore,
+                )
+            )
+            if len(futures) >= window:
+                break
+        if not futures:
+            return
+        try:
+            future = next(as_completed(list(futures), timeout=PROGRESS_INTERVAL))
+        except TimeoutError:
+            progress.show()
+            continue
+        futures.discard(future)  # and with it the result in the worker's memory
+        progress.show()
+        try:
+            result = future.result(raise_on_failure=False)
+        except distributed.KilledWorker as error:
+            yield error
+        else:
+            if isinstance(result, BaseException):
+                yield result
+
+
+class _Progress:
+    """The run's one progress artifact, brought up to date every few seconds at most."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._watch = Watch(workspace)
+        self._artifact = create_progress_artifact(0.0, key="progress", description="Samples called and committed")
+        self._shown = 0.0
+
+    def show(self) -> None:
+        """Bring the artifact up to date."""
+        progress = self._watch.look()
+        percent = 100.0 * progress.samples_done / max(progress.samples, 1) if progress else 0.0
+        if percent > self._shown:
+            update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
+            self._shown = percent

@@ -1,0 +1,176 @@
+"""The plan on disk: parquet tables in `.shoal/plan`, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.core.batches import Batch, Slice
+from tasks.core.plan import Plan, PlannedFile, PlannedReads, PlannedRun
+from tasks.core.reads import RunInfo
+from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+
+
+def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
+    """Write a plan where there is none, or replace one by a longer one."""
+    new = workspace.state / f"plan.{os.getpid()}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
+    pq.write_table(pa.Table.from_pylist([asdict(file) for file in plan.files], FILES), new / "files.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**asdict(batch), "slices": list(map(asdict, batch.slices))} for batch in plan.batches], BATCHES),
+        new / "batches.parquet",
+        row_group_size=256,
+    )
+    pq.write_table(
+        pa.table(
+            {
+                "read_id": _binary(reads.read_ids),
+                "num_samples": reads.num_samples,
+                "run": reads.run,
+                "file": reads.file,
+                "row": reads.row,
+                "batch": reads.batch,
+            }
+        ),
+        new / "reads.parquet",
+        row_group_size=1 << 17,
+    )
+    for file in new.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    fsync_folder(new)
+    old = workspace.state / f"plan.{os.getpid()}.old"
+    if workspace.plan.exists():
+        workspace.plan.rename(old)
+    new.rename(workspace.plan)
+    fsync_folder(workspace.state)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_plan(workspace: Workspace) -> bool:
+    """Tell whether the run folder has a plan."""
+    return (workspace.plan / "reads.parquet").exists()
+
+
+def read_plan(workspace: Workspace) -> Plan:
+    """Read runs, files and batches; the reads come from `read_planned_reads` or `iterate_reads`."""
+    return Plan(
+        runs=tuple(_run_from_json(run) for run in read_json(workspace.plan / "runs.json")),
+        files=tuple(PlannedFile(**row) for row in pq.read_table(workspace.plan / "files.parquet").to_pylist()),
+        batches=tuple(_batch(row) for row in pq.read_table(workspace.plan / "batches.parquet").to_pylist()),
+    )
+
+
+def read_planned_reads(workspace: Workspace) -> PlannedReads:
+    """Read all planned reads: about 40 bytes each."""
+    return _planned_reads(pq.read_table(workspace.plan / "reads.parquet"))
+
+
+def iterate_reads(workspace: Workspace) -> Iterator[PlannedReads]:
+    """Stream the planned reads in input order, some hundred thousand at a time."""
+    with pq.ParquetFile(workspace.plan / "reads.parquet") as file:
+        for group in range(file.num_row_groups):
+            yield _planned_reads(file.read_row_group(group))
+
+
+FILES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("reads", pa.int64()),
+        ("samples", pa.int64()),
+        ("duplicates", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+BATCHES = pa.schema(
+    [
+        ("number", pa.int32()),
+        ("batch_id", pa.string()),
+        ("reads", pa.int64()),
+        ("samples", pa.int64()),
+        ("slices", pa.list_(pa.struct([("file", pa.string()), ("start", pa.int64()), ("stop", pa.int64())]))),
+    ]
+)
+
+
+def _binary(read_ids: npt.NDArray[np.uint8]) -> Any:
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), len(read_ids), [None, pa.py_buffer(np.ascontiguousarray(read_ids))]
+    )
+
+
+def read_id_bytes(table: Any) -> npt.NDArray[np.uint8]:
+    """Return the `read_id` column of a table, uint8, shape (rows, 16)."""
+    column = table.column("read_id").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of no or several chunks
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
+    flat = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    return flat[16 * column.offset : 16 * (column.offset + len(column))].reshape(-1, 16)
+
+
+def _planned_reads(table: Any) -> PlannedReads:
+    return PlannedReads(
+        read_ids=read_id_bytes(table),
+        num_samples=table.column("num_samples").to_numpy(),
+        run=table.column("run").to_numpy(),
+        file=table.column("file").to_numpy(),
+        row=table.column("row").to_numpy(),
+        batch=table.column("batch").to_numpy(),
+    )
+
+
+def _batch(row: dict[str, Any]) -> Batch:
+    return Batch(**{**row, "slices": tuple(Slice(**part) for part in row["slices"])})
+
+
+def _run_json(run: PlannedRun) -> dict[str, Any]:
+    info = asdict(run.info)
+    for key in ("acquisition_start_time", "protocol_start_time"):
+        info[key] = info[key].isoformat() if info[key] else None
+    return {"info": info, "reads": run.reads, "samples": run.samples, "refused": run.refused}
+
+
+def _run_from_json(value: dict[str, Any]) -> PlannedRun:
+    info = dict(value["info"])
+    for key in ("acquisition_start_time", "protocol_start_time"):
+        info[key] = datetime.fromisoformat(info[key]) if info[key] else None
+    for key in ("context_tags", "tracking_id"):
+        info[key] = tuple((name, text) for name, text in info[key])
+    return PlannedRun(info=RunInfo(**info), reads=value["reads"], samples=value["samples"], refused=value["refused"])
+
+
+def remove_unfinished(workspace: Workspace) -> None:
+    """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes."""
+    for old in workspace.state.glob("plan.*.old"):
+        if workspace.plan.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(workspace.plan)
+    for new in workspace.state.glob("plan.*.new"):
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def input_file_table(files: tuple[PlannedFile, ...], target: Path) -> None:
+    """Write the ledger's file table."""
+    pq.write_table(pa.Table.from_pylist([asdict(file) for file in files], FILES), target)
+
+
+def read_batches(workspace: Workspace, numbers: tuple[int, ...]) -> tuple[Batch, ...]:
+    """Read some batches of the plan, by their numbers."""
+    table = pq.read_table(workspace.plan / "batches.parquet", filters=[("number", "in", list(numbers))])
+    return tuple(_batch(row) for row in table.to_pylist())

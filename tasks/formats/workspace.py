@@ -1,0 +1,104 @@
+"""Where a run keeps its state: the folder `.shoal` in the output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths of one run folder. Nothing here is opened or made but by the functions below."""
+
+    out: Path
+
+    @property
+    def state(self) -> Path:
+        return self.out / ".shoal"
+
+    @property
+    def plan(self) -> Path:
+        return self.state / "plan"
+
+    @property
+    def staging(self) -> Path:
+        """One folder per attempt, renamed into `committed` when it is whole."""
+        return self.state / "staging"
+
+    @property
+    def committed(self) -> Path:
+        """One folder per batch, named by its id."""
+        return self.state / "committed"
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.state / "heartbeats"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def settings(self) -> Path:
+        return self.state / "settings.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def merged(self) -> Path:
+        """Written last by merge: what it made of which plan."""
+        return self.state / "merged.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.out / "ledger.parquet"
+
+    @property
+    def input_files(self) -> Path:
+        return self.out / "input_files.parquet"
+
+    @property
+    def provenance(self) -> Path:
+        return self.out / "provenance.json"
+
+    def create(self) -> None:
+        """Make the folders that workers write into."""
+        for folder in (self.staging, self.committed, self.heartbeats, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a whole new one."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with new.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None when it is not there."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make names made or renamed in a folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

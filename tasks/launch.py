@@ -1,0 +1,165 @@
+"""Launch: settings in, a plan out. Scans the input, cuts batches, subtracts what is committed, bundles the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.batches import Batch, Bundle, bundle
+from tasks.core.errors import ChemistryError, InputError, SettingsError
+from tasks.core.plan import Found, FoundFile, Plan, PlannedReads, extend_plan, make_plan
+from tasks.core.reads import RunInfo
+from tasks.engines.registry import check_run
+from tasks.formats.commit import committed_ids
+from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
+from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
+from tasks.formats.workspace import Workspace, read_json, write_json
+from tasks.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+#: Task runs per flow run that Prefect's server carries easily.
+MAX_BUNDLES = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Launched:
+    """The plan, and what of it is left to do."""
+
+    plan: Plan
+    reads: PlannedReads
+    committed: frozenset[str]
+
+    @property
+    def left(self) -> tuple[Batch, ...]:
+        """Batches that are not committed yet."""
+        return tuple(batch for batch in self.plan.batches if batch.batch_id not in self.committed)
+
+
+def launch(settings: RunSettings) -> Launched:
+    """Plan a run folder, or go on from the plan it has, and write the plan down.
+
+    Raises:
+        SettingsError: there is nothing to call; the folder holds a run with other settings; with `strict`, any of the
+            input can't be used.
+    """
+    workspace = Workspace(settings.out)
+    launched = plan_input(settings)
+    if settings.strict:
+        refuse_flaws(launched.plan)
+    workspace.create()
+    write_plan(workspace, launched.plan, launched.reads)
+    write_json(workspace.settings, {"digest": settings.digest(), **settings.model_dump(mode="json")})
+    return launched
+
+
+def plan_input(settings: RunSettings) -> Launched:
+    """Work out the plan and write nothing."""
+    workspace = Workspace(settings.out)
+    stored = read_json(workspace.settings)
+    if stored is not None and stored["digest"] != settings.digest():
+        raise SettingsError(
+            f"{settings.out} holds a run with another engine, model, minimum qscore, header or batch size "
+            f"(see {workspace.settings}); give the same ones, or another output folder"
+        )
+    found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
+    committed = frozenset(committed_ids(workspace))
+    remove_unfinished(workspace)
+    if has_plan(workspace):
+        plan, reads = extend_plan(
+            read_plan(workspace),
+            read_planned_reads(workspace),
+            found,
+            batch_samples=settings.batch_samples,
+            committed=committed,
+        )
+    else:
+        plan, reads = make_plan(found, batch_samples=settings.batch_samples)
+    if not plan.files:
+        raise SettingsError(f"no POD5 files (*.pod5) in {', '.join(map(str, settings.input))}")
+    return Launched(plan=plan, reads=reads, committed=committed)
+
+
+def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Found:
+    """Index all input files, without touching signal; a file that can't be read is listed with its reason.
+
+    Args:
+        inputs: Folders and files.
+        refusal: Says why a run can't be called; the empty string when it can.
+    """
+    runs: dict[tuple[str | int, ...], RunInfo] = {}
+    files: list[FoundFile] = []
+    parts: list[tuple[Pod5Index, int]] = []
+    with ThreadPoolExecutor(max_workers=8) as pool:  # the wait for a network file system, not the work, is what adds up
+        for path, index in pool.map(_try_scan, find_pod5(inputs), chunksize=16):
+            if isinstance(index, InputError):
+                logger.warning("left out %s", index)
+                files.append(FoundFile(path=str(path), size=_size(path), reason=index.reason, message=index.message))
+                continue
+            for run in index.runs:
+                runs.setdefault(run.key, run)
+            parts.append((index, len(files)))
+            files.append(FoundFile(path=str(path), size=index.size, reads=len(index.read_ids)))
+    place = {key: i for i, key in enumerate(runs)}
+
+    def joined(arrays: list[np.ndarray], dtype: type, shape: tuple[int, ...] = (0,)) -> np.ndarray:  # type: ignore[type-arg]
+        return np.concatenate([np.empty(shape, dtype), *arrays]).astype(dtype, copy=False)
+
+    return Found(
+        runs=tuple(runs.values()),
+        refused=tuple(refusal(run) for run in runs.values()),
+        files=tuple(files),
+        read_ids=joined([index.read_ids for index, _ in parts], np.uint8, (0, 16)),
+        num_samples=joined([index.num_samples for index, _ in parts], np.int64),
+        run=joined(
+            [np.array([place[run.key] for run in index.runs])[index.run_of_read] for index, _ in parts], np.int16
+        ),
+        file=joined([np.full(len(index.read_ids), number) for index, number in parts], np.int32),
+        row=joined([np.arange(len(index.read_ids)) for index, _ in parts], np.uint32),
+    )
+
+
+def bundles_left(batches: tuple[Batch, ...], settings: RunSettings, *, slots: int, round_: int, first: int) -> tuple[Bundle, ...]:
+    """Bundle what is left; every round makes smaller bundles, so that a batch which kills its worker takes less along."""
+    return bundle(
+        batches,
+        bundle_samples=max(settings.bundle_samples >> (2 * round_), 1),
+        slots=slots,
+        max_bundles=MAX_BUNDLES,
+        first=first,
+    )
+
+
+def refuse_flaws(plan: Plan) -> None:
+    """Raise SettingsError naming every file of the input that is not called whole."""
+    flawed = [file for file in plan.files if file.status != "ok"]
+    if flawed:
+        listed = "\n".join(f"  {file.path}: {file.reason}: {file.message}" for file in flawed)
+        raise SettingsError(f"--strict, and {len(flawed)} of {len(plan.files)} files can't be called whole:\n{listed}")
+
+
+def _refusal(settings: RunSettings, run: RunInfo) -> str:
+    try:
+        check_run(settings.engine, run)
+    except ChemistryError as error:
+        return str(error)
+    return ""
+
+
+def _try_scan(path: Path) -> tuple[Path, Pod5Index | InputError]:
+    try:
+        return path, scan_pod5(path)
+    except InputError as error:
+        return path, error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,85 @@
+"""How far a run is, read off its folder: the same for the progress bar, `shoal status`, and the Prefect artifact."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.core.plan import Plan
+from tasks.formats.commit import committed_ids, read_manifest
+from tasks.formats.planfile import has_plan, read_plan
+from tasks.formats.workspace import Workspace
+from tasks.metrics import StageFigures, add_up
+
+
+@dataclass(slots=True, kw_only=True)
+class RunProgress:
+    """Counts over the committed batches; brought up to date by `Watch.look`."""
+
+    batches: int
+    reads: int
+    samples: int
+    batches_done: int = 0
+    reads_done: int = 0
+    samples_done: int = 0
+    bases: int = 0
+    called: int = 0
+    skipped: int = 0
+    quarantined: int = 0
+    #: Seconds since the epoch: when the first committed batch began and the last ended; None before there is one.
+    began: float | None = None
+    ended: float | None = None
+    metrics: dict[str, StageFigures] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.batches_done == self.batches
+
+    @property
+    def samples_per_second(self) -> float:
+        """Mean rate between the beginning of the first batch and the end of the last; 0 before there is one."""
+        if self.began is None or self.ended is None or self.ended <= self.began:
+            return 0.0
+        return self.samples_done / (self.ended - self.began)
+
+
+class Watch:
+    """Looks at a run folder again and again; reads each batch's manifest once."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._plan: Plan | None = None
+        self._seen: set[str] = set()
+        self._progress: RunProgress | None = None
+
+    def look(self) -> RunProgress | None:
+        """Return the progress now; None while there is no plan."""
+        if self._progress is None:
+            if not has_plan(self._workspace):
+                return None
+            self._plan = read_plan(self._workspace)
+            batches = self._plan.batches
+            self._progress = RunProgress(
+                batches=len(batches),
+                reads=sum(batch.reads for batch in batches),
+                samples=sum(batch.samples for batch in batches),
+            )
+            self._planned = {batch.batch_id for batch in batches}
+        for batch_id in (committed_ids(self._workspace) & self._planned) - self._seen:
+            self._seen.add(batch_id)
+            _count(self._progress, read_manifest(self._workspace, batch_id))
+        return self._progress
+
+
+def _count(progress: RunProgress, manifest: dict[str, Any]) -> None:
+    progress.batches_done += 1
+    progress.reads_done += manifest["reads"]
+    progress.samples_done += manifest["samples"]
+    progress.bases += manifest["bases"]
+    progress.called += manifest["fates"]["called"]
+    progress.skipped += manifest["fates"]["skipped"]
+    progress.quarantined += manifest["fates"]["quarantined"]
+    progress.began = min(progress.began or time.time(), manifest["began"])
+    progress.ended = max(progress.ended or 0.0, manifest["ended"])
+    add_up(progress.metrics, manifest["metrics"])

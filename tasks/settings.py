@@ -1,0 +1,178 @@
+"""What a person can choose for a run: the fields of the command line, of settings files and of the Prefect form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tasks.core.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Environment variables with this prefix set fields; `__` goes one level down: SHOAL_ENGINE__KIND=null.
+ENVIRONMENT_PREFIX = "SHOAL_"
+
+
+class EngineSettings(BaseModel):
+    """What calls the reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cpu", "null"] = Field(
+        "cpu", title="Engine", description="cpu calls real bases on any CPU; null makes up bases, for rehearsals"
+    )
+    model: str = Field("minnow-v0", title="Model", description="name of a bundled model, or path of a model directory")
+    threads: int = Field(1, title="Threads of the engine per worker", ge=1, le=256)
+    rate: float | None = Field(
+        None, title="Rate of the null engine, samples/s", gt=0, description="none: it answers at once"
+    )
+    in_flight_samples: int = Field(
+        40_000_000,
+        title="Reads in flight, samples",
+        ge=1_000_000,
+        le=2_000_000_000,
+        description="bounds memory; must be several times the GPU's batch",
+    )
+
+
+class OutputSettings(BaseModel):
+    """What is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_qscore: float | None = Field(
+        None, title="Minimum mean qscore to pass, Phred", ge=0, le=60, description="none: the model's own default"
+    )
+    headers: Literal["minknow", "dorado"] = Field("minknow", title="FASTQ headers as written by")
+    summary: Literal["minknow-1.1", "dorado-1.4"] = Field("minknow-1.1", title="Columns of the sequencing summary")
+    files: Literal["many", "one"] = Field(
+        "many", title="FASTQ files per folder", description="many: one per batch, linked; one: joined, not recompressed"
+    )
+
+
+class RunSettings(BaseModel):
+    """One `shoal run`: input, output, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: tuple[Path, ...] = Field(
+        title="Input", min_length=1, description="folders (searched for *.pod5, recursively) and POD5 files"
+    )
+    out: Path = Field(title="Output folder", description="the run folder; a run that was cut off goes on from it")
+    site: str = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
+    engine: EngineSettings = EngineSettings()
+    output: OutputSettings = OutputSettings()
+    batch_samples: int = Field(
+        200_000_000, title="Batch, samples", ge=100_000, le=20_000_000_000, description="the unit of work and commit"
+    )
+    bundle_samples: int = Field(
+        20_000_000_000, title="Bundle, samples", ge=100_000, description="what one task run calls: 2 to 20 minutes"
+    )
+    rounds: int = Field(
+        4, title="Rounds", ge=1, le=20, description="how often what was not committed is tried, in smaller bundles"
+    )
+    strict: bool = Field(False, title="Strict", description="refuse to run when any input can't be used")
+
+    @field_validator("input", mode="after")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            if not path.exists() and not path.is_symlink():
+                raise ValueError(f"{path} is not there")
+        return tuple(path.absolute() for path in value)
+
+    @field_validator("out", mode="after")
+    @classmethod
+    def _folder(cls, value: Path) -> Path:
+        if value.exists() and not value.is_dir():
+            raise ValueError(f"{value} is a file; give a folder")
+        return value.absolute()
+
+    def digest(self) -> str:
+        """Return sha256 over what decides the bases and batches: two runs into one folder must agree on it."""
+        decisive = {
+            "engine": {"kind": self.engine.kind, "model": self.engine.model},
+            "min_qscore": self.output.min_qscore,
+            "headers": self.output.headers,
+            "batch_samples": self.batch_samples,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def resolve_settings(
+    *, file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
+) -> RunSettings:
+    """Merge settings, file < environment < command line, and check them.
+
+    Raises:
+        SettingsError: names the key's path, the value and what is allowed, one line per mistake.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        _merge(merged, read_toml(file))
+    _merge(merged, _from_environment(environment))
+    _merge(merged, command_line)
+    return checked(RunSettings, merged)
+
+
+def checked(model: type[Any], values: Mapping[str, Any]) -> Any:
+    """Make a settings model, turning pydantic's complaints into one SettingsError in plain words."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_complaint(model, complaint) for complaint in error.errors())) from error
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file; SettingsError names it and the place of a mistake."""
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"settings file {str(file)!r} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {str(file)!r} is not TOML: {error}") from error
+
+
+def _complaint(model: type[BaseModel], complaint: Any) -> str:
+    path = ".".join(str(part) for part in complaint["loc"])
+    if complaint["type"] == "extra_forbidden":
+        here: Any = model
+        for part in complaint["loc"][:-1]:
+            here = here.model_fields[part].annotation
+        return f"{path}: unknown key; known here: {', '.join(here.model_fields)}"
+    if complaint["type"] == "missing":
+        return f"{path}: is needed"
+    message = complaint["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{path}: {complaint['input']!r} {message}" if complaint["type"] != "value_error" else f"{path}: {message}"
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Read SHOAL_* variables; lists are separated like PATH."""
+    values: dict[str, Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or not text:
+            continue
+        *parents, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        here = values
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[key] = text.split(os.pathsep) if (parents, key) == ([], "input") else text
+    return values
+
+
+def _merge(into: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value

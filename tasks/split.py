@@ -1,0 +1,387 @@
+"""Split: a bundle in, committed batches out.
+
+Three threads make a pipeline, bounded in samples at each hand-over:
+
+    reader  --reads-->  engine  --answers-->  writer
+    (pod5)              (caller's thread)     (format, compress, commit)
+
+One stream runs through all batches of the bundle: reads of the next batch are with the engine while the last ones of
+this batch come back, so the engine never runs dry between batches. Answers may come in any order; within a batch,
+records are written in input order, so that the same input and engine give the same bytes. A batch commits as soon as
+its own last read is answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.channel import Channel
+from tasks.core.batches import Batch, Bundle
+from tasks.core.calls import Fate, Outcome
+from tasks.core.errors import EngineError, SupersededError
+from tasks.core.reads import Read, RunInfo
+from tasks.engines.base import Engine
+from tasks.formats.bgzf import BgzfWriter
+from tasks.formats.commit import commit, committed_ids, staging
+from tasks.formats.fastq import FastqFormatter
+from tasks.formats.pod5 import Unreadable, read_rows
+from tasks.formats.summary import SummaryRows
+from tasks.formats.workspace import Workspace
+from tasks.metrics import Metrics
+from tasks.settings import OutputSettings
+
+logger = logging.getLogger(__name__)
+
+#: Samples read ahead of the engine. A read longer than this passes alone.
+READ_AHEAD = 8_000_000
+#: Samples of answered reads waiting for the writer.
+WRITE_BEHIND = 16_000_000
+
+LEDGER_PART = pa.schema(
+    [
+        ("read_id", pa.binary(16)),
+        ("run", pa.int16()),
+        ("file", pa.string()),
+        ("fate", pa.string()),
+        ("reason", pa.string()),
+        ("products", pa.int32()),
+        ("bases", pa.int64()),
+    ]
+)
+
+#: Told after each group of answers: batch id, reads answered in it, reads and samples answered in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleReport:
+    """What came of a bundle: small, for it crosses Dask."""
+
+    committed: int
+    superseded: int
+    reads: int
+    samples: int
+
+
+def basecall_bundle(
+    workspace: Workspace,
+    bundle: Bundle,
+    engine: Engine,
+    output: OutputSettings,
+    *,
+    min_qscore: float,
+    run_numbers: dict[tuple[str | int, ...], int],
+    progress: Progress = lambda batch_id, reads, samples: None,
+) -> BundleReport:
+    """Call the batches of a bundle as one stream, and commit each.
+
+    Batches that another attempt has committed meanwhile are passed over. Safe to repeat at any time.
+
+    Args:
+        run_numbers: The plan's number of each run, by its key.
+        progress: Told of answered reads; called from the writer's thread.
+
+    Raises:
+        EngineError: the engine broke. Batches committed before stay committed.
+        InputError: an input file is not what it was when it was planned.
+    """
+    done = committed_ids(workspace)
+    batches = [batch for batch in bundle.batches if batch.batch_id not in done]
+    if not batches:
+        return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
+    return _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress).run()
+
+
+class _Pipeline:
+    """The three threads of one bundle and what they hand over."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        batches: Sequence[Batch],
+        engine: Engine,
+        output: OutputSettings,
+        min_qscore: float,
+        run_numbers: dict[tuple[str | int, ...], int],
+        progress: Progress,
+    ) -> None:
+        self.workspace = workspace
+        self.batches = batches
+        self.engine = engine
+        self.output = output
+        self.min_qscore = min_qscore
+        self.run_numbers = run_numbers
+        self.progress = progress
+        self.attempt = uuid.uuid4().hex[:12]
+        self.metrics = Metrics()
+        self.reads: Channel[Read] = Channel(READ_AHEAD)
+        self.answers: Channel[tuple[Read | Unreadable, Outcome]] = Channel(WRITE_BEHIND)
+        #: Position of each batch's first read in the bundle.
+        self.starts = [0]
+        for batch in batches:
+            self.starts.append(self.starts[-1] + batch.reads)
+
+    def run(self) -> BundleReport:
+        reader = threading.Thread(target=self._guarded, args=(self._read,), name="reader", daemon=True)
+        writer = threading.Thread(target=self._guarded, args=(self._write,), name="writer", daemon=True)
+        self.report = BundleReport(committed=0, superseded=0, reads=0, samples=0)
+        reader.start()
+        writer.start()
+        self._guarded(self._call)
+        reader.join()
+        writer.join()
+        if self.answers.error:
+            raise self.answers.error
+        return self.report
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        """Run a stage; what breaks one stage ends all three."""
+        try:
+            stage()
+        except BaseException as error:  # raised again by run(), in the caller's thread
+            self.reads.fail(error)
+            self.answers.fail(error)
+
+    def _read(self) -> None:
+        clock = self.metrics.clock()
+        position = 0
+        for batch in self.batches:
+            for part in batch.slices:
+                for read in read_rows(part.file, part.start, part.stop, position):
+                    position = read.position + 1
+                    if isinstance(read, Read):
+                        clock.mark("reading", 1, 2 * read.num_samples)
+                        self.reads.put(read, read.num_samples)
+                        clock.mark("waiting_for_room")
+                    else:
+                        self.answers.put((read, Outcome.quarantined(read.reason)), 1)
+        self.reads.close()
+
+    def _call(self) -> None:
+        clock = self.metrics.clock()
+
+        def reads() -> Iterator[Read]:
+            while True:
+                clock.mark("calling")
+                group = self.reads.take()
+                clock.mark("waiting_for_reads")
+                if not group:
+                    return
+                yield from group
+
+        for read, outcome in self.engine.basecall(reads()):
+            clock.mark("calling", 1, 2 * read.num_samples)
+            self.answers.put((read, outcome), read.num_samples)
+            clock.mark("waiting_to_write")
+        self.answers.close()
+
+    def _write(self) -> None:
+        clock = self.metrics.clock()
+        writers: dict[int, _BatchWriter] = {}
+        committed = superseded = reads = samples = 0
+        with ExitStack() as attempts:
+            while answered := self.answers.take():
+                clock.mark("waiting_for_calls")
+                touched = set()
+                for read, outcome in answered:
+                    number = bisect_right(self.starts, read.position) - 1
+                    if number not in writers:
+                        writers[number] = attempts.enter_context(self._open(number))
+                    writers[number].add(read, outcome)
+                    touched.add(number)
+                    samples += read.num_samples if isinstance(read, Read) else 0
+                reads += len(answered)
+                clock.mark("formatting", len(answered))
+                clock.mark("compressing", 0, sum(writers[number].compress() for number in touched))
+                for number in sorted(touched):
+                    self.progress(self.batches[number].batch_id, reads, samples)
+                    if writers[number].complete:
+                        won = writers.pop(number).commit()
+                        committed, superseded = committed + won, superseded + (not won)
+                clock.mark("committing")
+            if committed + superseded != len(self.batches):
+                raise EngineError(f"the engine ended with {self.starts[-1] - reads} reads of {len(self.batches)} batches unanswered")
+        self.report = BundleReport(committed=committed, superseded=superseded, reads=reads, samples=samples)
+
+    def _open(self, number: int) -> _BatchWriter:
+        return _BatchWriter(self, self.batches[number], self.starts[number])
+
+
+class _BatchWriter:
+    """Writes one batch, in input order, into its staging folder."""
+
+    def __init__(self, pipeline: _Pipeline, batch: Batch, start: int) -> None:
+        self.pipeline = pipeline
+        self.batch = batch
+        self.next = start
+        self.stop = start + batch.reads
+        self.began = time.time()
+        self.early: dict[int, tuple[Read | Unreadable, Outcome]] = {}
+        self.outputs: dict[tuple[int, bool], _FastqFile] = {}
+        self.formatters: dict[int, FastqFormatter] = {}
+        self.summaries: dict[int, SummaryRows] = {}
+        self.fates: list[tuple[bytes, int, str, str, str, int, int]] = []
+        self._exit = ExitStack()
+
+    def __enter__(self) -> _BatchWriter:
+        self.folder = self._exit.enter_context(
+            staging(self.pipeline.workspace, self.batch.batch_id, self.pipeline.attempt)
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for output in self.outputs.values():
+            output.file.close()  # harmless when closed; else of a failed attempt, whose folder goes next
+        self._exit.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every read of the batch is answered and written."""
+        return self.next == self.stop
+
+    def add(self, read: Read | Unreadable, outcome: Outcome) -> None:
+        """Take an answer; write it, and those it was waited for, when it is the next in order."""
+        if read.position < self.next or read.position in self.early:
+            raise EngineError(f"the engine answered read {read.read_id} twice")
+        self.early[read.position] = (read, outcome)
+        while self.next in self.early:
+            self._write(*self.early.pop(self.next))
+            self.next += 1
+
+    def _write(self, read: Read | Unreadable, outcome: Outcome) -> None:
+        run = self.pipeline.run_numbers[read.run.key]
+        bases = 0
+        if outcome.calls and isinstance(read, Read):
+            formatter = self.formatters.get(run)
+            if formatter is None:
+                formatter = self.formatters[run] = self._formatter(read.run)
+                self.summaries[run] = SummaryRows()
+            for call in outcome.calls:
+                passes = call.mean_qscore >= self.pipeline.min_qscore
+                self._output(run, passes).records.append(formatter.record(read, call))
+                self.summaries[run].add(read, call, passes)
+                bases += len(call.sequence)
+        self.fates.append(
+            (
+                bytes.fromhex(read.read_id.replace("-", "")),
+                run,
+                read.file if isinstance(read, Read) else "",
+                outcome.fate.value,
+                outcome.reason,
+                len(outcome.calls),
+                bases,
+            )
+        )
+
+    def _formatter(self, run: RunInfo) -> FastqFormatter:
+        return FastqFormatter(run, self.pipeline.engine.identity, self.pipeline.output.headers)
+
+    def _output(self, run: int, passes: bool) -> _FastqFile:
+        output = self.outputs.get((run, passes))
+        if output is None:
+            name = f"run{run}.{'pass' if passes else 'fail'}.fastq.gz"
+            output = self.outputs[run, passes] = _FastqFile(self.folder / name)
+        return output
+
+    def compress(self) -> int:
+        """Write the records formatted since the last call; return their bytes."""
+        return sum(output.compress() for output in self.outputs.values())
+
+    def commit(self) -> bool:
+        """Finish the files and make them the batch's result; False when another attempt was first."""
+        files: dict[str, dict[str, Any]] = {}
+        for (run, passes), output in self.outputs.items():
+            output.close()
+            files[output.path.name] = {
+                "run": run,
+                "passes": passes,
+                "records": output.written,
+                "bytes": output.hashing.bytes,
+                "sha256": output.hashing.digest.hexdigest(),
+            }
+        for run, rows in self.summaries.items():
+            pq.write_table(rows.table(), self.folder / f"run{run}.summary.parquet", compression="zstd")
+        columns = list(zip(*self.fates, strict=True))
+        pq.write_table(
+            pa.table([pa.array(column, field.type) for column, field in zip(columns, LEDGER_PART, strict=True)], LEDGER_PART),
+            self.folder / "ledger.parquet",
+        )
+        counts = {fate.value: sum(1 for row in self.fates if row[3] == fate.value) for fate in Fate}
+        manifest = {
+            "batch": self.batch.number,
+            "batch_id": self.batch.batch_id,
+            "attempt": self.pipeline.attempt,
+            "reads": self.batch.reads,
+            "samples": self.batch.samples,
+            "bases": sum(row[6] for row in self.fates),
+            "products": sum(row[5] for row in self.fates),
+            "fates": counts,
+            "files": files,
+            "began": self.began,
+            "ended": time.time(),
+            "worker": f"{socket.gethostname()} {os.getpid()}",
+            "metrics": self.pipeline.metrics.since_last(),
+        }
+        try:
+            commit(self.pipeline.workspace, self.batch.batch_id, self.folder, manifest)
+        except SupersededError as error:
+            logger.warning("%s", error)
+            return False
+        return True
+
+
+class _HashingFile:
+    """Counts and digests what goes through to a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+class _FastqFile:
+    """A FASTQ file of one batch, run and verdict."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: Formatted, not yet compressed.
+        self.records: list[bytes] = []
+        self.written = 0
+        self.file = path.open("wb")
+        self.hashing = _HashingFile(self.file)
+        self.bgzf = BgzfWriter(self.hashing)
+
+    def compress(self) -> int:
+        text = b"".join(self.records)
+        self.written += len(self.records)
+        self.records.clear()
+        self.bgzf.write(text)
+        return len(text)
+
+    def close(self) -> None:
+        self.compress()
+        self.bgzf.close()
+        self.file.close()
