@@ -8,12 +8,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -23,14 +22,13 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
 
 from deployments.display import Display
-from infra.preflight import examine
 from infra.prefect_server import prefect_api
+from infra.preflight import examine
 from infra.site import load_site
-from tasks.core.batches import bundle
-from tasks.core.errors import LedgerError, SettingsError, ShoalError
+from tasks.core.errors import SettingsError, ShoalError
 from tasks.core.result import MergedRun
 from tasks.engines.registry import samples_per_second, slots_of
-from tasks.formats.replay import ReplaySettings, replay
+from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import Launched, bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
@@ -124,7 +122,7 @@ RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
 
 
 @app.command
-def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002, B008
+def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002
     """Call every read of the input once; the same command again goes on where an earlier one stopped.
 
     Parameters
@@ -136,7 +134,7 @@ def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) ->
 
 
 @app.command
-def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002, B008
+def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002
     """Say what `run` would do, and write nothing: files, reads, batches, bundles, estimated time and disk.
 
     Parameters
@@ -201,7 +199,7 @@ def merge(
     stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
     stored["out"] = folder
     stored["output"] |= {key: value for key, value in {"files": files, "summary": summary}.items() if value is not None}
-    settings: RunSettings = checked(RunSettings, stored)
+    settings = checked(RunSettings, stored)
     with _alone(workspace):
         merged = merge_results(settings)
     Display(json=json).result(merged, _flawed(workspace))
@@ -210,7 +208,7 @@ def merge(
 
 @app.command
 def verify(folder: RunFolder, /, *, json: Json = False) -> int:
-    """Check a finished run folder: every value, every checksum, and that ledger, FASTQ and summary name the same reads."""
+    """Check a finished run folder: every value, every checksum; ledger, FASTQ and summary name the same reads."""
     report = verify_results(_existing(folder))
     Display(json=json).verified(report)
     return Exit.INCOMPLETE if report.faults else Exit.COMPLETE
@@ -238,10 +236,10 @@ def _run(settings: RunSettings, display: Display) -> int:
     workspace.create()
     with _alone(workspace), _stoppable(), prefect_api(log_folder=workspace.logs, announce=display.say):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
-        from deployments.flow_process import run_flow
+        from flows.basecall import basecall_flow
 
         with display.progress(Watch(workspace)):
-            merged = run_flow(settings)
+            merged = basecall_flow(settings)
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
 
@@ -249,3 +247,51 @@ def _run(settings: RunSettings, display: Display) -> int:
 def _done(workspace: Workspace, launched: Launched) -> MergedRun | None:
     merged = merged_before(workspace) if workspace.merged.exists() else None
     return merged if merged and merged.reads == len(launched.reads.read_ids) else None
+
+
+def _verdict(merged: MergedRun) -> int:
+    return Exit.COMPLETE if merged.flawless else Exit.FLAWED
+
+
+def _flawed(workspace: Workspace) -> list[PlannedFile]:
+    return [file for file in read_plan(workspace).files if file.status != "ok"]
+
+
+def _existing(folder: Path) -> Workspace:
+    workspace = Workspace(folder)
+    if not workspace.state.is_dir():
+        raise SettingsError(f"{folder} is not a run folder of Shoal's: it has no {workspace.state.name}")
+    return workspace
+
+
+@contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """Hold the run folder: two flows on one folder would do everything twice."""
+    with workspace.lock.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise SettingsError(
+                f"another shoal works on {workspace.out} ({lock.read().strip()}); wait for it, or choose another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Make SIGTERM do what Ctrl-C does, so that workers and server are ended before we are."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoppedError("stopped; the same command goes on from here") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)

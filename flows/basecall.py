@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
 from infra.site import load_site
-from tasks.engines.registry import slots_of
-from tasks.launch import launch
 from tasks.core.result import MergedRun
+from tasks.engines.registry import open_engine, slots_of
+from tasks.launch import launch
 from tasks.merge import merge
 from tasks.report import plan_markdown, result_markdown
 from tasks.settings import RunSettings
@@ -22,7 +24,8 @@ def basecall(settings: RunSettings) -> MergedRun:
     Safe to repeat: what is committed is not called again.
     """
     launch_flow(settings)
-    with open_cluster(load_site(settings.site), slots=slots_of(settings.engine)) as cluster:
+    engine = partial(open_engine, settings.engine)
+    with open_cluster(load_site(settings.site), engine, slots=slots_of(settings.engine)) as cluster:
         split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots)
     return merge_flow(settings)
 
@@ -30,7 +33,9 @@ def basecall(settings: RunSettings) -> MergedRun:
 def launch_stage(settings: RunSettings) -> None:
     """Scan the input and write the plan."""
     launched = launch(settings)
-    create_markdown_artifact(plan_markdown(launched.plan), key="plan", description="What is in the input, and what is planned")
+    create_markdown_artifact(
+        plan_markdown(launched.plan), key="plan", description="What is in the input"
+    )
 
 
 def split_stage(settings: RunSettings, slots: int) -> None:

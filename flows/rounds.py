@@ -43,15 +43,18 @@ def call_bundle(
     plan = read_plan(workspace)
     bundle = Bundle(number=number, batches=read_batches(workspace, batches))
     beat = heartbeat(workspace.heartbeats)
-    return basecall_bundle(
-        workspace,
-        bundle,
-        worker_engine(),
-        output,
-        min_qscore=min_qscore,
-        run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
-        progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
-    )
+    try:
+        return basecall_bundle(
+            workspace,
+            bundle,
+            worker_engine(),
+            output,
+            min_qscore=min_qscore,
+            run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
+            progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
+        )
+    finally:
+        beat.end()
 
 
 def bundle_name() -> str:

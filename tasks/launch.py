@@ -124,7 +124,9 @@ def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Foun
     )
 
 
-def bundles_left(batches: tuple[Batch, ...], settings: RunSettings, *, slots: int, round_: int, first: int) -> tuple[Bundle, ...]:
+def bundles_left(
+    batches: tuple[Batch, ...], settings: RunSettings, *, slots: int, round_: int, first: int
+) -> tuple[Bundle, ...]:
     """Bundle what is left; every round makes smaller bundles, so that a batch which kills its worker takes less along."""
     return bundle(
         batches,

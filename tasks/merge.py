@@ -140,7 +140,11 @@ def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any
     if not proof.holds or parts.left_over():
         named = [
             f"{len(ids)} {what}, e.g. {format_read_id(ids[0].tobytes())}"
-            for what, ids in (("missing", proof.missing), ("doubled", proof.doubled), ("not in the plan", proof.foreign))
+            for what, ids in (
+                ("missing", proof.missing),
+                ("doubled", proof.doubled),
+                ("not in the plan", proof.foreign),
+            )
             if len(ids)
         ]
         target.unlink()
@@ -218,7 +222,10 @@ def _ledger_rows(plan: Plan, reads: PlannedReads, parts: _Parts) -> tuple[Any, n
         "file": _named(reads.file[places], [file.path for file in plan.files]),
         "row": pa.array(reads.row[places], pa.uint32()),
         "samples": pa.array(reads.num_samples[places], pa.int64()),
-        **{name: joined.column(name).combine_chunks() for name in ("fate", "reason", "products", "bases", "batch", "attempt")},
+        **{
+            name: joined.column(name).combine_chunks()
+            for name in ("fate", "reason", "products", "bases", "batch", "attempt")
+        },
     }
     return pa.table([pa.array(columns[field.name]).cast(field.type) for field in LEDGER], LEDGER), ids
 
@@ -251,7 +258,13 @@ class _Tree:
     """MinKNOW's tree of folders and files, for each run."""
 
     def __init__(
-        self, workspace: Workspace, plan: Plan, manifests: list[dict[str, Any]], output: OutputSettings, *, rehearsal: bool
+        self,
+        workspace: Workspace,
+        plan: Plan,
+        manifests: list[dict[str, Any]],
+        output: OutputSettings,
+        *,
+        rehearsal: bool,
     ) -> None:
         self._workspace = workspace
         self._plan = plan
@@ -310,7 +323,9 @@ class _Tree:
         self.written.append(str(summary.relative_to(self._workspace.out)))
         final = home / layout.final_summary_name(run)
         ended = max(manifest["ended"] for _, manifest in batches)
-        write_text(final, layout.final_summary(run, summary=summary.name, fastq_files=len(hashes), processing_stopped=ended))
+        write_text(
+            final, layout.final_summary(run, summary=summary.name, fastq_files=len(hashes), processing_stopped=ended)
+        )
         hashed = home / layout.output_hash_name(run)
         write_text(hashed, layout.output_hash(run, hashes))
         self.written += [str(path.relative_to(self._workspace.out)) for path in (final, hashed)]

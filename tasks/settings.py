@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -125,7 +125,10 @@ def resolve_settings(
     return checked(RunSettings, merged)
 
 
-def checked(model: type[Any], values: Mapping[str, Any]) -> Any:
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def checked(model: type[Checked], values: Mapping[str, Any]) -> Checked:
     """Make a settings model, turning pydantic's complaints into one SettingsError in plain words."""
     try:
         return model.model_validate(values)

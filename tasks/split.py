@@ -216,7 +216,9 @@ class _Pipeline:
                         committed, superseded = committed + won, superseded + (not won)
                 clock.mark("committing")
             if committed + superseded != len(self.batches):
-                raise EngineError(f"the engine ended with {self.starts[-1] - reads} reads of {len(self.batches)} batches unanswered")
+                raise EngineError(
+                    f"the engine ended with {self.starts[-1] - reads} reads of {len(self.batches)} batches unanswered"
+                )
         self.report = BundleReport(committed=committed, superseded=superseded, reads=reads, samples=samples)
 
     def _open(self, number: int) -> _BatchWriter:
@@ -321,7 +323,9 @@ class _BatchWriter:
             pq.write_table(rows.table(), self.folder / f"run{run}.summary.parquet", compression="zstd")
         columns = list(zip(*self.fates, strict=True))
         pq.write_table(
-            pa.table([pa.array(column, field.type) for column, field in zip(columns, LEDGER_PART, strict=True)], LEDGER_PART),
+            pa.table(
+                [pa.array(column, field.type) for column, field in zip(columns, LEDGER_PART, strict=True)], LEDGER_PART
+            ),
             self.folder / "ledger.parquet",
         )
         counts = {fate.value: sum(1 for row in self.fates if row[3] == fate.value) for fate in Fate}

@@ -82,7 +82,9 @@ def cut(
     edges = np.flatnonzero(np.diff(file_of_read, prepend=file_of_read[0] - 1))
     totals = np.add.reduceat(num_samples, edges)
     number, filled = -1, batch_samples + 1
-    for start, stop, total in zip(edges.tolist(), [*edges[1:].tolist(), len(num_samples)], totals.tolist(), strict=True):
+    for start, stop, total in zip(
+        edges.tolist(), [*edges[1:].tolist(), len(num_samples)], totals.tolist(), strict=True
+    ):
         if total > batch_samples:
             slices = -(-total // batch_samples)
             ends = np.cumsum(num_samples[start:stop])

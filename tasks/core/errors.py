@@ -6,6 +6,7 @@ ShoalError
 ├── InputError           nobody now: a file or read can't be read; it alone is left out
 ├── EngineError          another try: the engine broke, its reads may still be called
 ├── SupersededError      nobody: another attempt has committed this batch, ours is dropped
+├── StoppedError         the next run: somebody stopped this one
 └── LedgerError          the next run: reads are missing or doubled, the run is incomplete
 
 Every class passes all its arguments to `super().__init__`, so that errors survive the pickling between Dask processes.
@@ -59,3 +60,7 @@ class SupersededError(ShoalError):
 
 class LedgerError(ShoalError):
     """The ledger does not prove that every input read has one fate."""
+
+
+class StoppedError(ShoalError):
+    """Somebody stopped the run; what is committed stays, and the same command goes on."""

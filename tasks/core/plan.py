@@ -128,7 +128,9 @@ def extend_plan(
             f"{int(lost.sum())} reads of this run folder's plan that are not called yet are not in the input any more, "
             f"e.g. of {path}; give the input that the run was begun with, or another output folder"
         )
-    added_plan, added = _assemble(found, new, batch_samples, duplicates=~(new | (known & (where[first % max(n, 1)] == np.arange(len(first))))))
+    added_plan, added = _assemble(
+        found, new, batch_samples, duplicates=~(new | (known & (where[first % max(n, 1)] == np.arange(len(first)))))
+    )
     runs, run_place = _merged_runs(plan, added_plan)
     kept_files = sorted(set(planned.file[gone].tolist()))
     file_place = {old: len(found.files) + i for i, old in enumerate(kept_files)}
@@ -143,14 +145,20 @@ def extend_plan(
         run=np.concatenate((planned.run, run_place[added.run])),
         file=np.concatenate((old_file, added.file)),
         row=np.concatenate((old_row, added.row)),
-        batch=np.concatenate((planned.batch, np.where(added.batch < 0, -1, added.batch + len(plan.batches)))).astype(np.int32),
+        batch=np.concatenate((planned.batch, np.where(added.batch < 0, -1, added.batch + len(plan.batches)))).astype(
+            np.int32
+        ),
     )
     paths = [file.path for file in files]
     order, edges = _by_batch(reads.batch[:n])
-    old_batches = tuple(
-        replace(batch, slices=slices_of(old_row[rows], old_file[rows], paths))
-        for batch, rows in zip(plan.batches, np.split(order, edges), strict=True)
-    ) if plan.batches else ()
+    old_batches = (
+        tuple(
+            replace(batch, slices=slices_of(old_row[rows], old_file[rows], paths))
+            for batch, rows in zip(plan.batches, np.split(order, edges), strict=True)
+        )
+        if plan.batches
+        else ()
+    )
     new_batches = tuple(replace(batch, number=batch.number + len(plan.batches)) for batch in added_plan.batches)
     counted = tuple(
         PlannedRun(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.core.calls import Outcome
-from tasks.core.reads import Read, RunInfo
+from tasks.core.reads import Read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,6 @@ class Engine(Protocol):
     """
 
     identity: EngineIdentity
-
-    def check(self, run: RunInfo) -> None:
-        """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         """Yield each read once with its answer. Ends when `reads` has ended and all are answered."""

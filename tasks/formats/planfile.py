@@ -29,7 +29,9 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
     pq.write_table(pa.Table.from_pylist([asdict(file) for file in plan.files], FILES), new / "files.parquet")
     pq.write_table(
-        pa.Table.from_pylist([{**asdict(batch), "slices": list(map(asdict, batch.slices))} for batch in plan.batches], BATCHES),
+        pa.Table.from_pylist(
+            [{**asdict(batch), "slices": list(map(asdict, batch.slices))} for batch in plan.batches], BATCHES
+        ),
         new / "batches.parquet",
         row_group_size=256,
     )

@@ -257,7 +257,10 @@ def _batch_reads(
             samples = signal.read(signal_rows[lo:hi], length)
         except (ValueError, RuntimeError, IndexError, pa.ArrowInvalid) as error:
             yield Unreadable(
-                read_id=read_id, position=position, run=runs[run], reason=f"unreadable_signal: {error} ({path} row {row})"
+                read_id=read_id,
+                position=position,
+                run=runs[run],
+                reason=f"unreadable_signal: {error} ({path} row {row})",
             )
         else:
             yield Read(
@@ -288,7 +291,7 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise InputError(str(path), "dangling_link", f"links to {os.readlink(path)}, which is not there") from error
+            raise InputError(str(path), "dangling_link", f"links to {path.readlink()}, which is not there") from error
         raise InputError(str(path), "missing", "no such file") from error
     except OSError as error:
         raise InputError(str(path), "unreadable", f"can't be opened: {error.strerror}") from error

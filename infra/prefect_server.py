@@ -1,0 +1,138 @@
+"""A Prefect API for a run: the one that is configured, or a server process of our own.
+
+Prefect's ephemeral mode does not go with Dask: each worker process starts yet another server. So with nothing
+configured, a real `prefect server` runs beside the flow, on its usual database: `prefect server start` shows the run later.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+from infra.processes import end, spawn
+from tasks.core.errors import SettingsError, ShoalError
+
+#: What makes a server quick and quiet; each only where it is not set already. Batched recorders cost a fifth of the CPU
+#: and keep task runs from being lost when a server falls behind.
+SERVER_SETTINGS = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+#: For flow and workers.
+CLIENT_SETTINGS = {
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "DO_NOT_TRACK": "1",
+}
+#: Seconds between lines that say we still wait.
+PATIENCE = 30.0
+
+
+@contextmanager
+def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterator[str]:
+    """Give the URL of a Prefect API, set in the environment for flow and workers while the block runs.
+
+    Enter before Prefect is imported: it reads its settings then.
+
+    Raises:
+        SettingsError: an API is configured and does not answer.
+    """
+    url = _configured_url()
+    if url:
+        if not _answers(url):
+            raise SettingsError(
+                f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL to have one started for this run"
+            )
+        with _environment(CLIENT_SETTINGS):
+            yield url
+        return
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = log_folder / "prefect-server.log"
+    environment = {
+        **SERVER_SETTINGS,
+        **os.environ,
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_UI_API_URL": url,
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    announce(f"starting a Prefect server on 127.0.0.1:{port}, usually 5 to 10 s (PREFECT_API_URL names none) …")
+    process = spawn(command, log=log, environment=environment)
+    try:
+        _wait(process, url, log, announce)
+        with _environment({**CLIENT_SETTINGS, "PREFECT_API_URL": url}):
+            yield url
+    finally:
+        end(process)
+
+
+def _wait(process: Popen[bytes], url: str, log: Path, announce: Callable[[str], None]) -> None:
+    """Wait for the server as long as it lives: a slow machine is no error."""
+    pause = threading.Event()
+    told = time.monotonic()
+    while not _answers(url):
+        if process.poll() is not None:
+            last = "\n".join(log.read_text("utf-8", "replace").splitlines()[-15:])
+            raise ShoalError(
+                f"Prefect's server ended with status {process.returncode}; its log {log} ends with:\n{last}"
+            )
+        if time.monotonic() - told > PATIENCE:
+            told = time.monotonic()
+            announce(f"still waiting for Prefect's server (log: {log}) …")
+        pause.wait(0.2)
+
+
+def _configured_url() -> str:
+    """Return the API that environment or active Prefect profile name; the empty string when none does."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"]
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    if not (home / "profiles.toml").exists():
+        return ""
+    from prefect.settings import PREFECT_API_URL  # 1.5 s of CPU, wanted only by those who have profiles
+
+    return str(PREFECT_API_URL.value() or "")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return True  # it is there, and asks for a password or a path of its own
+    except (OSError, ValueError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,73 @@
+"""`shoal doctor`: what would keep a run from working here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import tasks
+from infra.site import Site
+from tasks.core.errors import ShoalError
+from tasks.engines.registry import identify, open_engine
+from tasks.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    subject: str
+    text: str
+    good: bool = True
+    #: Nothing will run until it is mended.
+    fatal: bool = False
+
+
+def examine(site: Site, engine: EngineSettings) -> list[Finding]:
+    """Look at installation, site and engine."""
+    return [*_installation(), *_engine(engine), *_site(site)]
+
+
+def _installation() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(subject="python", text=python)
+    yield Finding(subject="shoal", text=f"{version('shoal')} in {Path(tasks.__file__).parents[1]}")
+    for package in ("prefect", "prefect-dask", "distributed", "pod5", "polars", "onnxruntime"):
+        yield Finding(subject=package, text=version(package))
+    fastapi = version("fastapi")
+    newer = tuple(map(int, fastapi.split(".")[:2])) >= (0, 151)
+    hint = "Prefect's server does not start with it; pip install 'fastapi<0.151'" if newer else fastapi
+    yield Finding(subject="fastapi", text=hint, good=not newer, fatal=newer)
+    try:
+        yield Finding(subject="ont-pybasecall-client-lib", text=version("ont-pybasecall-client-lib"))
+    except PackageNotFoundError:
+        yield Finding(
+            subject="ont-pybasecall-client-lib",
+            text="not installed; wanted by `shoal demo` and dorado servers: pip install 'shoal[ont]'",
+            good=False,
+        )
+
+
+def _engine(settings: EngineSettings) -> Iterator[Finding]:
+    try:
+        identity = identify(settings)
+        open_engine(settings).close()
+    except ShoalError as error:
+        yield Finding(subject=f"engine {settings.kind}", text=str(error), good=False, fatal=True)
+        return
+    digest = f", sha256 {identity.model_digest[:12]}…" if identity.model_digest else ""
+    yield Finding(subject=f"engine {settings.kind}", text=f"opens; model {identity.model}{digest}")
+
+
+def _site(site: Site) -> Iterator[Finding]:
+    yield Finding(subject=f"site {site.name}", text=f"{site.workers} workers on this machine")
+    if site.scratch is not None and not site.scratch.is_dir():
+        yield Finding(
+            subject="scratch",
+            text=f"{site.scratch} is not there; make it, or leave scratch out",
+            good=False,
+            fatal=True,
+        )

@@ -1,0 +1,55 @@
+"""Child processes that never outlive us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+#: prctl's option: the signal a process gets when the thread that made it is gone (Linux).
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own, its output going to a log file.
+
+    On Linux the kernel ends it when we die, however we die. Ctrl-C on our terminal does not reach it: `end` does.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def tie_to_parent() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # we died between fork and prctl
+                os._exit(1)
+
+    with log.open("ab") as output:
+        return subprocess.Popen(  # the child is short of a fork-safe lock only between fork and exec
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+            preexec_fn=tie_to_parent,
+        )
+
+
+def end(process: subprocess.Popen[bytes], *, grace: float = 10.0) -> None:
+    """End a program and all of its process group: ask, wait `grace` seconds, then kill."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(grace)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()

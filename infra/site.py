@@ -1,0 +1,64 @@
+"""Sites: where stages run. A bundled one by name, or a TOML file of the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.core.errors import SettingsError
+from tasks.settings import checked, read_toml
+
+BUNDLED = Path(__file__).parent / "sites"
+
+
+class Site(BaseModel):
+    """A place to run: so far, this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(title="Name", min_length=1)
+    kind: Literal["local"] = Field("local", title="Kind", description="local: worker processes on this machine")
+    workers: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        title="Worker processes",
+        ge=1,
+        le=1024,
+        description="each holds an engine; by default one per CPU core that we may use",
+    )
+    slots: int | None = Field(
+        None,
+        title="Slots per worker",
+        ge=1,
+        le=16,
+        description="bundles a worker calls at once; none: as the engine wants",
+    )
+    memory_gb: float | None = Field(
+        None, title="Memory limit per worker, GB", gt=0, description="a worker that exceeds it is restarted"
+    )
+    scratch: Path | None = Field(
+        None, title="Scratch folder", description="for Dask's own files; none: a temporary one"
+    )
+
+    def slots_in_all(self, slots_of_engine: int) -> int:
+        """Return how many bundles run at once."""
+        return self.workers * (self.slots or slots_of_engine)
+
+
+def load_site(name: str) -> Site:
+    """Load a site by name or by the path of its file.
+
+    Raises:
+        SettingsError: there is no such site, or its file is wrong; names the key and what is allowed.
+    """
+    path = Path(name) if name.endswith(".toml") else BUNDLED / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.toml")))
+        raise SettingsError(f"site: {name!r} is neither a site file nor one of the bundled sites: {known}")
+    try:
+        site: Site = checked(Site, read_toml(path))
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return site

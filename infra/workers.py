@@ -1,0 +1,123 @@
+"""What lives in a worker: the engine, opened once, and the heartbeat."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import distributed
+
+from tasks.core.errors import EngineError, ShoalError
+from tasks.engines.base import Engine
+from tasks.formats.workspace import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+PLUGIN = "shoal-engine"
+#: Seconds between heartbeats of a slot.
+BEAT_EVERY = 1.0
+
+
+class EnginePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
+    """Holds a worker's engine for as long as the worker lives; a restarted worker gets one again."""
+
+    name = PLUGIN
+
+    def __init__(self, open_engine: Callable[[], Engine]) -> None:
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._error = ""
+
+    def setup(self, worker: Any) -> None:
+        """Open the engine. A failure is kept for those who ask for the engine: here, it would only be a log line."""
+        try:
+            self._engine = self._open_engine()
+        except Exception as error:
+            logger.exception("the engine can't be opened")
+            self._error = f"{type(error).__name__}: {error}"
+
+    def teardown(self, worker: Any) -> None:
+        """Close the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; EngineError when it could not be opened."""
+        if self._engine is None:
+            raise EngineError(f"the engine of this worker could not be opened: {self._error}")
+        return self._engine
+
+
+def worker_engine() -> Engine:
+    """Return the engine of the worker that runs the calling task.
+
+    Raises:
+        EngineError: it could not be opened.
+        ShoalError: called outside a Dask task.
+    """
+    try:
+        plugin = distributed.get_worker().plugins[PLUGIN]
+    except (ValueError, KeyError) as error:
+        raise ShoalError(
+            "there is no engine here: bundles are called on Dask workers that open_cluster made"
+        ) from error
+    engine: Engine = plugin.engine
+    return engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A sign of life, as the file tells it."""
+
+    worker: str
+    process: int
+    batch_id: str
+    #: Reads and samples answered in this bundle.
+    reads: int
+    samples: int
+    #: Seconds since the epoch.
+    time: float
+
+
+class Heartbeat:
+    """Writes a slot's beats into a small file, by replacing it."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._worker = worker
+        self._file = folder / f"{worker}.{os.getpid()}.{threading.get_ident()}.json"
+        self._written = 0.0
+
+    def beat(self, *, batch_id: str, reads: int, samples: int) -> None:
+        """Tell the progress; at most a file a second comes of it."""
+        now = time.time()
+        if now - self._written >= BEAT_EVERY:
+            self._written = now
+            beat = Beat(
+                worker=self._worker, process=os.getpid(), batch_id=batch_id, reads=reads, samples=samples, time=now
+            )
+            write_json(self._file, asdict(beat))
+
+    def end(self) -> None:
+        """Take the file away: this slot has nothing to do."""
+        self._file.unlink(missing_ok=True)
+
+
+def heartbeat(folder: Path) -> Heartbeat:
+    """Make the heartbeat of the calling slot."""
+    return Heartbeat(folder, socket.gethostname())
+
+
+def read_heartbeats(folder: Path) -> Iterator[Beat]:
+    """Read the beats of all slots that work on a run."""
+    for file in sorted(folder.glob("[!.]*.json")):
+        beat = read_json(file)
+        if beat is not None:  # gone since it was listed
+            yield Beat(**beat)

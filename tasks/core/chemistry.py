@@ -1,0 +1,97 @@
+"""A run's chemistry, from what its metadata says, and whether a model fits it.
+
+Product codes and their pores: ONT's public product pages and dorado's tables of flow cells and kits (names only).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tasks.core.reads import RunInfo
+
+#: Pore by flow cell product code; the first pattern that matches counts.
+_FLOW_CELLS = (
+    (r"FLO-(MIN|PRO|FLG)004RA", "RNA004"),
+    (r"FLO-(MIN|PRO|FLG)114", "R10.4.1"),
+    (r"FLO-(MIN|PRO)112", "R10.4"),
+    (r"FLO-(MIN|PRO)111", "R10.3"),
+    (r"FLO-(MIN10[67]|FLG001|PRO00[12]|MINSP6|PRO001)", "R9.4.1"),
+)
+#: Pore by sequencing kit, where the flow cell does not tell.
+_KITS = (
+    (r".*RNA004", "RNA004"),
+    (r".*RNA00[12]", "R9.4.1"),
+    (r".*114(\b|-|\.)", "R10.4.1"),
+    (r".*(112|Q20EA)", "R10.4"),
+    (r".*(108|109|110|111)(\b|-)", "R9.4.1"),
+)
+_RNA_KIT = re.compile(r".*(RNA00\d|DRB00\d|RPB-RNA)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chemistry:
+    """What a run was sequenced with; None where the metadata does not say."""
+
+    molecule: str
+    pore: str | None
+    #: Bases per second.
+    speed: int | None
+    #: Hz.
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fits:
+    """The chemistries that a model was made for."""
+
+    molecule: str
+    pores: tuple[str, ...]
+    speeds: tuple[int, ...]
+    sample_rates: tuple[int, ...]
+
+
+def chemistry_of(run: RunInfo) -> Chemistry:
+    """Read a run's chemistry off flow cell, kit, and selected speed; the flow cell wins over the kit."""
+    kit = run.sequencing_kit.upper()
+    molecule = "rna" if _RNA_KIT.match(kit) or "rna" in run.tag("experiment_type").lower() else "dna"
+    pore = _lookup(_FLOW_CELLS, run.flow_cell_product_code.upper()) or _lookup(_KITS, kit)
+    if pore == "RNA004":
+        molecule = "rna"
+    return Chemistry(molecule=molecule, pore=pore, speed=_speed(run, kit, molecule, pore), sample_rate=run.sample_rate)
+
+
+def mismatch(run: RunInfo, fits: Fits, model: str) -> str | None:
+    """Say in a sentence, with the run's name, why a model does not fit; None when it does."""
+    chemistry = chemistry_of(run)
+    name = f"run {run.acquisition_id[:8]} ({run.flow_cell_product_code or 'no flow cell code'}, {run.sequencing_kit or 'no kit'})"
+    if chemistry.molecule != fits.molecule:
+        return f"{name} is {chemistry.molecule.upper()}; model {model} calls {fits.molecule.upper()}"
+    if chemistry.pore is None:
+        return f"{name} does not tell its pore, by flow cell code or kit; model {model} calls {', '.join(fits.pores)}"
+    if chemistry.pore not in fits.pores:
+        return f"{name} has pore {chemistry.pore}; model {model} calls {', '.join(fits.pores)}"
+    if chemistry.speed is not None and chemistry.speed not in fits.speeds:
+        return f"{name} ran at {chemistry.speed} bases/s; model {model} calls {_listed(fits.speeds)}"
+    if chemistry.sample_rate not in fits.sample_rates:
+        return f"{name} was sampled at {chemistry.sample_rate} Hz; model {model} takes {_listed(fits.sample_rates)}"
+    return None
+
+
+def _lookup(table: tuple[tuple[str, str], ...], code: str) -> str | None:
+    return next((pore for pattern, pore in table if code and re.match(pattern, code)), None)
+
+
+def _speed(run: RunInfo, kit: str, molecule: str, pore: str | None) -> int | None:
+    selected = run.tag("selected_speed_bases_per_second")
+    if selected.isdigit():
+        return int(selected)
+    if kit.endswith(("-260", "_260")):
+        return 260
+    if molecule == "rna":
+        return 130 if pore == "RNA004" else 70
+    return {"R9.4.1": 450, "R10.4.1": 400, "R10.4": 400, "R10.3": 400}.get(pore or "")
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return " or ".join(map(str, values))

@@ -1,0 +1,86 @@
+"""BGZF: gzip in blocks of at most 64 KiB, so that htslib can seek in it and files join without recompression.
+
+Format: SAM specification, section 4.1 "The BGZF compression format". Deflate by isal at level 1: 20 times cheaper than
+zlib's default for 1.5 % more bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from isal import igzip_lib, isal_zlib
+
+from tasks.core.errors import InputError
+
+#: The empty block that ends a BGZF file.
+EOF_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+#: Uncompressed bytes per block; htslib's own figure, which leaves room for data that does not compress.
+PAYLOAD = 0xFF00
+#: gzip header with the extra field BC, whose value is the size of the block less 1.
+_HEADER = struct.Struct("<4sIBBH2sHH")
+_TRAILER = struct.Struct("<II")
+
+
+class Writable(Protocol):
+    """What a BgzfWriter writes into."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class BgzfWriter:
+    """Compresses into a binary file. Small writes are gathered; `close` ends the BGZF stream, not the file."""
+
+    def __init__(self, file: Writable) -> None:
+        self._file = file
+        self._buffer = bytearray()
+        self._closed = False
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; whole blocks are written at once."""
+        self._buffer += data
+        whole = len(self._buffer) // PAYLOAD * PAYLOAD
+        if whole:
+            view = bytes(self._buffer[:whole])
+            del self._buffer[:whole]
+            self._file.write(b"".join(block(view[at : at + PAYLOAD]) for at in range(0, whole, PAYLOAD)))
+
+    def close(self) -> None:
+        """Write what is left and the end-of-file block. Harmless when called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._buffer:
+            self._file.write(block(bytes(self._buffer)))
+        self._file.write(EOF_BLOCK)
+
+
+def block(data: bytes) -> bytes:
+    """Compress up to PAYLOAD bytes into one BGZF block."""
+    deflated = igzip_lib.compress(data, 1, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, 15)
+    if len(deflated) > 0xFFFF - 25:  # data that grows: one stored deflate block
+        deflated = b"\x01" + struct.pack("<HH", len(data), len(data) ^ 0xFFFF) + data
+    head = _HEADER.pack(b"\x1f\x8b\x08\x04", 0, 0, 0xFF, 6, b"BC", 2, len(deflated) + 25)
+    return b"".join((head, deflated, _TRAILER.pack(isal_zlib.crc32(data), len(data))))
+
+
+def join(parts: Sequence[Path], target: BinaryIO) -> None:
+    """Join BGZF files without recompression: each part's blocks, and one end-of-file block.
+
+    Raises:
+        InputError: a part does not end as a BGZF file does.
+    """
+    for part in parts:
+        left = part.stat().st_size - len(EOF_BLOCK)
+        with part.open("rb") as file:
+            while left > 0:
+                data = file.read(min(left, 1 << 20))
+                if not data:
+                    break
+                target.write(data)
+                left -= len(data)
+            if file.read() != EOF_BLOCK:
+                raise InputError(str(part), "truncated", "does not end in BGZF's end-of-file block")
+    target.write(EOF_BLOCK)

@@ -1,0 +1,76 @@
+"""FASTQ records, with headers as MinKNOW or dorado write them.
+
+Sources: ONT output specification, fastq/header-spec v0.1 (`minknow`: `key=value` after the id, separated by spaces);
+dorado 1.4 `hts_utils` (`dorado`: SAM tags after the id, separated by tabs).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Literal
+
+from tasks.core.calls import BasecalledRead
+from tasks.core.reads import Read, RunInfo
+from tasks.engines.base import EngineIdentity
+
+HeaderProfile = Literal["minknow", "dorado"]
+UNKNOWN = "unknown"
+_BLANK = re.compile(r"\s+")
+
+
+class FastqFormatter:
+    """Formats the records of one run; what is the same in all of them is worked out once."""
+
+    def __init__(self, run: RunInfo, identity: EngineIdentity, profile: HeaderProfile) -> None:
+        self._rate = run.sample_rate
+        start = run.acquisition_start_time
+        self._epoch_ms = round(start.timestamp() * 1000) if start else None
+        run_id = word(run.protocol_run_id) or UNKNOWN
+        if profile == "minknow":
+            self._record = self._minknow
+            self._head = f"runid={run_id}"
+            self._tail = (
+                f"flow_cell_id={word(run.flow_cell_id) or UNKNOWN} "
+                f"protocol_group_id={word(run.experiment_name) or UNKNOWN} sample_id={word(run.sample_id) or UNKNOWN}"
+            )
+            self._model = f"basecall_model_version_id={word(identity.model)}"
+            self._gpu = f" basecall_gpu={word(identity.gpu)}" if identity.gpu else ""
+        else:
+            self._record = self._dorado
+            self._head = f"RG:Z:{run_id}_{word(identity.model)}"
+            self._gpu = f"\tDS:Z:gpu:{identity.gpu}" if identity.gpu else ""
+            acquisition = f"\tDT:Z:{timestamp(self._epoch_ms)}" if self._epoch_ms is not None else ""
+            self._tail = f"\tPU:Z:{word(run.flow_cell_id) or UNKNOWN}{acquisition}"
+
+    def record(self, read: Read, call: BasecalledRead) -> bytes:
+        """Return the four lines of a record."""
+        header = self._record(read, call)
+        return b"@%s\n%s\n+\n%s\n" % (header.encode(), call.sequence, call.qstring)
+
+    def _minknow(self, read: Read, call: BasecalledRead) -> str:
+        started = f" start_time={self._started(read, call)}" if self._epoch_ms is not None else ""
+        return (
+            f"{call.read_id} {self._head} ch={read.channel}{started} {self._tail} "
+            f"parent_read_id={call.parent_read_id} {self._model}{self._gpu}"
+        )
+
+    def _dorado(self, read: Read, call: BasecalledRead) -> str:
+        started = f"\tst:Z:{self._started(read, call)}" if self._epoch_ms is not None else ""
+        return f"{call.read_id}\t{self._head}{started}{self._gpu}\tqs:f:{call.mean_qscore:g}\tch:i:{read.channel}{self._tail}"
+
+    def _started(self, read: Read, call: BasecalledRead) -> str:
+        """Return when the signal of this call began; a split read begins within its parent."""
+        return timestamp((self._epoch_ms or 0) + (read.start_sample + call.split_point) * 1000 // self._rate)
+
+
+def timestamp(milliseconds: int) -> str:
+    """Write milliseconds since the epoch as RFC 3339, UTC, with milliseconds."""
+    seconds, rest = divmod(milliseconds, 1000)
+    year, month, day, hour, minute, second, *_ = time.gmtime(seconds)
+    return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}.{rest:03d}+00:00"
+
+
+def word(text: str) -> str:
+    """Make text fit for a header, where a blank ends a value."""
+    return _BLANK.sub("_", text.strip())

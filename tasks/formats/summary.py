@@ -1,0 +1,298 @@
+"""sequencing_summary.txt: the rows of a batch, the joined table of a run, and the check of any such table.
+
+Columns and their values: ONT output specification v1.1, sequencing_summary (`minknow-1.1`), and dorado 1.4's
+SummaryFileWriter (`dorado-1.4`, whose times are float32 and whose numbers have six decimals).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import pyarrow as pa
+
+from tasks.core.calls import BasecalledRead
+from tasks.core.errors import InputError
+from tasks.core.reads import Read
+from tasks.formats.fastq import UNKNOWN, word
+
+Profile = Literal["minknow-1.1", "dorado-1.4"]
+
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[45][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+_IDENT = r"[^\s\"]+"
+_DIGITS = r"\d+"
+_DECIMAL = r"\d+(\.\d+)?"
+_SIGNED = r"-?\d+(\.\d+)?"
+_INDEX = r"-1|\d+"
+_END_REASON = (
+    "unknown|signal_positive|signal_negative|mux_change|unblock_mux_change|data_service_unblock_mux_change"
+    "|analysis_config_change|device_data_error|api_request|paused"
+)
+_TYPE = "na|test_sample|positive_control|negative_control|no_template_control|positive_control_1|positive_control_2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column, and what its values look like."""
+
+    name: str
+    #: Of MinKNOW's specification, matched in full.
+    regex: str
+    #: What dorado writes besides.
+    dorado: str = ""
+    #: Columns of a group are there together or not at all.
+    group: str = "general"
+
+    def pattern(self, profile: Profile) -> re.Pattern[str]:
+        """Compile what a value must match in full."""
+        extra = f"|{self.dorado}" if profile == "dorado-1.4" and self.dorado else ""
+        return re.compile(f"(?:{self.regex}{extra})")
+
+
+def _group(group: str, names: str, regex: str, dorado: str = "") -> tuple[Column, ...]:
+    return tuple(Column(name=name, regex=regex, dorado=dorado, group=group) for name in names.split())
+
+
+#: All columns, in the one order in which they may come.
+COLUMNS = (
+    *_group("online", "filename_fastq filename_fast5 filename_pod5 filename_bam", _IDENT),
+    *_group("offline", "input_filename", _IDENT),
+    *_group("offline", "batch_id", _DIGITS),
+    *_group("general", "parent_read_id read_id", UUID),
+    # Files from converters have no protocol run id; then it is unknown here, where MinKNOW always has one.
+    *_group("general", "run_id", f"{UUID}|{UNKNOWN}"),
+    *_group("general", "channel", _DIGITS),
+    *_group("general", "mux", "[1-4]"),
+    *_group("general", "minknow_events", _DIGITS),
+    *_group("general", "start_time duration", _DECIMAL),
+    *_group("general", "passes_filtering", "TRUE|FALSE"),
+    *_group("general", "template_start", _DECIMAL),
+    *_group("general", "num_events_template", _DIGITS),
+    *_group("general", "template_duration", _DECIMAL),
+    *_group("general", "sequence_length_template", _DIGITS),
+    *_group("general", "mean_qscore_template", _DECIMAL),
+    *_group(
+        "poly_a",
+        "poly_tail_length poly_tail_start poly_tail_end poly_tail2_start poly_tail2_end",
+        _INDEX,
+        "-2",
+    ),
+    *_group("general", "pore_type experiment_id", _IDENT),
+    *_group("general", "sample_id", _IDENT, "(?:)"),
+    *_group("general", "end_reason", _END_REASON),
+    *_group("barcoding", "alias", _IDENT),
+    *_group("barcoding", "type", f"-|{_TYPE}", UNKNOWN),
+    *_group("barcoding", "barcode_arrangement barcode_kit", _IDENT),
+    *_group("barcoding", "barcode_variant", "-|n/a|var1|var2", UNKNOWN),
+    *_group("barcoding", "barcode_score barcode_front_score", f"-|{_SIGNED}"),
+    *_group("barcoding", "barcode_front_foundseq_length barcode_front_begin_index", f"-|{_DIGITS}", "-1"),
+    *_group("barcoding", "barcode_rear_score", f"-|{_SIGNED}"),
+    *_group("barcoding", "barcode_rear_foundseq_length barcode_rear_end_index", f"-|{_DIGITS}", "-1"),
+    *_group("alignment", "alignment_genome", f"-|{_IDENT}"),
+    *_group("alignment", "alignment_direction", r"-|\+|\*"),
+    *_group(
+        "alignment",
+        "alignment_genome_start alignment_genome_end alignment_strand_start alignment_strand_end",
+        f"-|{_DIGITS}",
+        "-1",
+    ),
+    *_group(
+        "alignment",
+        "alignment_num_insertions alignment_num_deletions alignment_num_aligned alignment_num_correct",
+        f"-|{_DIGITS}",
+    ),
+    *_group("alignment", "alignment_identity alignment_accuracy", f"-|{_DECIMAL}"),
+    *_group("alignment", "alignment_score", f"-|{_SIGNED}"),
+    *_group("alignment", "alignment_coverage", f"-|{_DECIMAL}"),
+    *_group(
+        "alignment",
+        "alignment_bed_hits alignment_mapping_quality alignment_num_alignments alignment_num_secondary_alignments "
+        "alignment_num_supplementary_alignments",
+        f"-|{_DIGITS}",
+    ),
+    *_group("duplex", "duplex_parent_template duplex_parent_complement", f"-|{UUID}"),
+)
+_BY_NAME = {column.name: column for column in COLUMNS}
+#: What Shoal writes in each profile so far.
+WRITTEN: Mapping[Profile, tuple[str, ...]] = {
+    "minknow-1.1": (
+        "filename_fastq",
+        "filename_pod5",
+        *(column.name for column in COLUMNS if column.group == "general"),
+    ),
+    "dorado-1.4": (
+        "input_filename",
+        "batch_id",
+        *(column.name for column in COLUMNS if column.group == "general"),
+    ),
+}
+
+PART = pa.schema(
+    [
+        ("filename_pod5", pa.string()),
+        ("parent_read_id", pa.string()),
+        ("read_id", pa.string()),
+        ("run_id", pa.string()),
+        ("channel", pa.uint32()),
+        ("mux", pa.uint8()),
+        ("minknow_events", pa.uint64()),
+        ("start_time", pa.float64()),
+        ("duration", pa.float64()),
+        ("passes_filtering", pa.bool_()),
+        ("template_start", pa.float64()),
+        ("num_events_template", pa.uint64()),
+        ("template_duration", pa.float64()),
+        ("sequence_length_template", pa.uint64()),
+        ("mean_qscore_template", pa.float64()),
+        ("pore_type", pa.string()),
+        ("experiment_id", pa.string()),
+        ("sample_id", pa.string()),
+        ("end_reason", pa.string()),
+    ]
+)
+
+
+class SummaryRows:
+    """The rows of one run in one batch, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(self, read: Read, call: BasecalledRead, passes: bool) -> None:
+        """Add the row of a call."""
+        run = read.run
+        rate = run.sample_rate
+        start = (read.start_sample + call.split_point) / rate
+        called = call.num_samples - call.trimmed_samples
+        self._rows.append(
+            (
+                read.file,
+                call.parent_read_id,
+                call.read_id,
+                run,
+                read.channel,
+                read.mux,
+                read.minknow_events,
+                start,
+                call.num_samples / rate,
+                passes,
+                start + call.trimmed_samples / rate,
+                called // call.stride,
+                called / rate,
+                len(call.sequence),
+                call.mean_qscore,
+                read.pore_type,
+                run,
+                run,
+                read.end_reason,
+            )
+        )
+
+    def table(self) -> Any:
+        """Return the rows as a table of schema PART."""
+        columns = dict(zip(PART.names, map(list, zip(*self._rows, strict=True)), strict=True))
+        run = columns["run_id"][0]
+        known = re.fullmatch(UUID, run.protocol_run_id)
+        count = len(self._rows)
+        columns["run_id"] = [run.protocol_run_id if known else UNKNOWN] * count
+        columns["experiment_id"] = [word(run.experiment_name) or UNKNOWN] * count
+        columns["sample_id"] = [word(run.sample_id) or UNKNOWN] * count
+        columns["filename_pod5"] = [word(Path(file).name) for file in columns["filename_pod5"]]
+        columns["pore_type"] = [word(pore) or "not_set" for pore in columns["pore_type"]]
+        return pa.table([pa.array(columns[field.name], field.type) for field in PART], PART)
+
+
+def write_summary(parts: Mapping[Path, Mapping[bool, str]], profile: Profile, target: Path) -> None:
+    """Join the parts of a run, in order, into its sequencing summary. Streams: memory does not grow with the rows.
+
+    Args:
+        parts: Parquet files of schema PART, each with the name of the FASTQ file that its passing (True) and failing
+            (False) reads are in.
+        profile: Which columns, in whose manner.
+        target: Replaced as a whole.
+    """
+    table = pl.scan_parquet(list(parts), include_file_paths="part", glob=False)
+    if profile == "minknow-1.1":
+        paths = [str(part) for part in parts]
+
+        def name(verdict: bool) -> pl.Expr:
+            return pl.col("part").replace_strict(paths, [names[verdict] for names in parts.values()])
+
+        table = table.with_columns(filename_fastq=pl.when("passes_filtering").then(name(True)).otherwise(name(False)))
+    else:
+        single = pl.Float32
+        milliseconds = (pl.col("start_time") * 1000).round()
+        start = milliseconds.cast(single) / pl.lit(1000, single)
+        trimmed = (pl.col("template_start") - pl.col("start_time")).cast(single)
+        table = table.with_columns(
+            input_filename="filename_pod5",
+            batch_id=pl.lit(0),
+            start_time=start,
+            duration=pl.col("duration").cast(single),
+            template_start=start + trimmed,
+            template_duration=pl.col("template_duration").cast(single),
+            mean_qscore_template=pl.col("mean_qscore_template").cast(single),
+        )
+    verdict = pl.when("passes_filtering").then(pl.lit("TRUE")).otherwise(pl.lit("FALSE"))
+    new = target.with_name(f".{target.name}.new")
+    table.with_columns(passes_filtering=verdict).select(WRITTEN[profile]).sink_csv(
+        new, separator="\t", line_terminator="\n", float_precision=6, quote_style="never"
+    )
+    new.replace(target)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A value that is not what its column allows."""
+
+    line: int
+    column: str
+    value: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.column} is {self.value!r}, expected {self.expected}"
+
+
+def validate_summary(path: Path) -> Iterator[Violation]:
+    """Check a sequencing summary, ours or another's, value by value; yields what is wrong.
+
+    The header tells the profile: a table that begins with `input_filename` is held to dorado's manner.
+
+    Raises:
+        InputError: the file is empty.
+    """
+    with path.open(encoding="utf-8", newline="\n") as file:
+        header = file.readline().rstrip("\n").split("\t")
+        if header == [""]:
+            raise InputError(str(path), "empty", "has no header line")
+        profile: Profile = "dorado-1.4" if header[0] == "input_filename" else "minknow-1.1"
+        yield from _header_violations(header)
+        patterns = [_BY_NAME[name].pattern(profile) if name in _BY_NAME else None for name in header]
+        for line, text in enumerate(file, start=2):
+            values = text.rstrip("\n").split("\t")
+            if len(values) != len(header):
+                yield Violation(line, "", text.rstrip("\n"), f"{len(header)} values, not {len(values)}")
+                continue
+            for name, pattern, value in zip(header, patterns, values, strict=True):
+                if pattern is not None and pattern.fullmatch(value) is None:
+                    yield Violation(line, name, value, pattern.pattern)
+
+
+def _header_violations(header: list[str]) -> Iterator[Violation]:
+    """Check that columns are known, in order, and their groups whole."""
+    order = {column.name: i for i, column in enumerate(COLUMNS)}
+    for name in header:
+        if name not in order:
+            yield Violation(1, name, name, "a column of the specification")
+    known = [name for name in header if name in order]
+    if known != sorted(known, key=order.__getitem__):
+        yield Violation(1, "", " ".join(header), "the columns in the specification's order")
+    groups = {_BY_NAME[name].group for name in known} - {"online"}
+    for column in COLUMNS:
+        if column.group in groups | {"general"} and column.name not in known:
+            yield Violation(1, column.name, "", f"the column: its group {column.group!r} is there in part")
