@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from deployments.display import Display
 from infra.prefect_server import prefect_api
 from infra.preflight import examine
 from infra.site import load_site
-from tasks.core.errors import SettingsError, ShoalError
+from tasks.core.errors import SettingsError, ShoalError, StoppedError
+from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
 from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
+from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import Launched, bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
@@ -56,7 +59,10 @@ class Exit(IntEnum):
 def main() -> NoReturn:
     """Run the command line; errors of Shoal's own come out as one clear message on standard error."""
     level = os.environ.get("SHOAL_LOG_LEVEL", "WARNING")
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setLevel(level)  # the handler's, not a logger's: Prefect and Dask turn their own loggers up
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", level)
     display = Display(json=False)
     try:
         status = app(exit_on_error=False, result_action="return_value")
@@ -221,6 +227,67 @@ def doctor(*, site: str = "local", engine: str = "cpu", json: Json = False) -> i
     findings = examine(load_site(site), settings)
     Display(json=json).findings(findings)
     return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE
+
+
+@app.command(name="replay")
+def replay_(
+    *sources: Path,
+    out: Path,
+    reads: int = 400,
+    reads_per_file: int = 100,
+    channels: int = 64,
+    mean_samples: int = 20_000,
+    pace: float = 0.0,
+    seed: int = 1,
+) -> int:
+    """Play real signal as a new run: POD5 files as a sequencer would write them.
+
+    Parameters
+    ----------
+    sources
+        POD5 files to take signal from; none: the read that ships in ont-pybasecall-client-lib.
+    out
+        Folder for the new POD5 files.
+    reads
+        Reads in all.
+    reads_per_file
+        Reads per file.
+    channels
+        Channels that they come from.
+    mean_samples
+        Mean length of a read, samples.
+    pace
+        Seconds from one file to the next; 0: as fast as it goes.
+    seed
+        The same seed and arguments give the same run.
+    """
+    display = Display(json=False)
+    settings = ReplaySettings(
+        reads=reads, reads_per_file=reads_per_file, channels=channels, mean_samples=mean_samples, seed=seed
+    )
+    pause = threading.Event()
+    for path in replay(list(sources) or [bundled_source()], out, settings):
+        display.say(f"wrote {path}")
+        pause.wait(pace)
+    return Exit.COMPLETE
+
+
+@app.command
+def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
+    """Call a small run made of real signal, here and now: no GPU, no ONT account.
+
+    Parameters
+    ----------
+    out
+        Folder for the demo's POD5 files and its results.
+    """
+    display = Display(json=json)
+    display.say("replaying a real R10.4.1 read as a run of 300 reads in 6 files")
+    pod5 = out / "pod5"
+    for _ in replay([bundled_source()], pod5, ReplaySettings(reads=300, reads_per_file=50, mean_samples=12_000)):
+        pass
+    values = {"input": (pod5,), "out": out / "called", "batch_samples": 400_000}
+    return _run(resolve_settings(file=None, environment={}, command_line=values), display)
 
 
 def _run(settings: RunSettings, display: Display) -> int:

@@ -200,7 +200,8 @@ class Display:
 
 
 def _counts(progress: RunProgress) -> str:
-    return f"{progress.reads_done:,} of {progress.reads:,} reads, {progress.batches_done:,} of {progress.batches:,} batches"
+    reads = f"{progress.reads_done:,} of {progress.reads:,} reads"
+    return f"{reads}, {progress.batches_done:,} of {progress.batches:,} batches"
 
 
 def _flawed(files: Sequence[PlannedFile]) -> list[PlannedFile]:

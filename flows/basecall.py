@@ -33,9 +33,7 @@ def basecall(settings: RunSettings) -> MergedRun:
 def launch_stage(settings: RunSettings) -> None:
     """Scan the input and write the plan."""
     launched = launch(settings)
-    create_markdown_artifact(
-        plan_markdown(launched.plan), key="plan", description="What is in the input"
-    )
+    create_markdown_artifact(plan_markdown(launched.plan), key="plan", description="What is in the input")
 
 
 def split_stage(settings: RunSettings, slots: int) -> None:

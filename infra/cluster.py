@@ -9,7 +9,7 @@ from typing import Any
 
 import dask
 import distributed
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 
 from infra.site import Site
 from infra.workers import EnginePlugin
@@ -49,7 +49,7 @@ def open_cluster(site: Site, open_engine: Callable[[], Engine], *, slots: int) -
     threads = site.slots or slots
     with (
         dask.config.set(DASK_SETTINGS),
-        distributed.LocalCluster(
+        distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=site.workers,
             threads_per_worker=threads,
             processes=True,
@@ -59,7 +59,7 @@ def open_cluster(site: Site, open_engine: Callable[[], Engine], *, slots: int) -
             memory_limit=f"{site.memory_gb}GB" if site.memory_gb else 0,
             local_directory=str(site.scratch) if site.scratch else None,
         ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
         client.register_plugin(EnginePlugin(open_engine))
         yield Cluster(address=cluster.scheduler_address, slots=site.workers * threads, security=cluster.security)

@@ -1,7 +1,8 @@
 """A Prefect API for a run: the one that is configured, or a server process of our own.
 
 Prefect's ephemeral mode does not go with Dask: each worker process starts yet another server. So with nothing
-configured, a real `prefect server` runs beside the flow, on its usual database: `prefect server start` shows the run later.
+configured, a real `prefect server` runs beside the flow, on its usual database: `prefect server start` shows the run
+later.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterato
     if url:
         if not _answers(url):
             raise SettingsError(
-                f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL to have one started for this run"
+                f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL, "
+                "and one is started for this run"
             )
         with _environment(CLIENT_SETTINGS):
             yield url

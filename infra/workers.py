@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import distributed
 
@@ -25,7 +25,7 @@ PLUGIN = "shoal-engine"
 BEAT_EVERY = 1.0
 
 
-class EnginePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
+class EnginePlugin(distributed.WorkerPlugin):
     """Holds a worker's engine for as long as the worker lives; a restarted worker gets one again."""
 
     name = PLUGIN
@@ -64,13 +64,12 @@ def worker_engine() -> Engine:
         ShoalError: called outside a Dask task.
     """
     try:
-        plugin = distributed.get_worker().plugins[PLUGIN]
+        plugin = cast("EnginePlugin", distributed.get_worker().plugins[PLUGIN])
     except (ValueError, KeyError) as error:
         raise ShoalError(
             "there is no engine here: bundles are called on Dask workers that open_cluster made"
         ) from error
-    engine: Engine = plugin.engine
-    return engine
+    return plugin.engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Foun
             files.append(FoundFile(path=str(path), size=index.size, reads=len(index.read_ids)))
     place = {key: i for i, key in enumerate(runs)}
 
-    def joined(arrays: list[np.ndarray], dtype: type, shape: tuple[int, ...] = (0,)) -> np.ndarray:  # type: ignore[type-arg]
+    def joined(arrays: list[np.ndarray], dtype: type, shape: tuple[int, ...] = (0,)) -> np.ndarray:
         return np.concatenate([np.empty(shape, dtype), *arrays]).astype(dtype, copy=False)
 
     return Found(
@@ -127,7 +127,7 @@ def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Foun
 def bundles_left(
     batches: tuple[Batch, ...], settings: RunSettings, *, slots: int, round_: int, first: int
 ) -> tuple[Bundle, ...]:
-    """Bundle what is left; every round makes smaller bundles, so that a batch which kills its worker takes less along."""
+    """Bundle what is left; every round in smaller bundles, so that a batch which kills its worker takes less along."""
     return bundle(
         batches,
         bundle_samples=max(settings.bundle_samples >> (2 * round_), 1),

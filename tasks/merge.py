@@ -28,7 +28,7 @@ from tasks.core.result import MergedRun
 from tasks.engines.registry import identify
 from tasks.formats import layout
 from tasks.formats.bgzf import join
-from tasks.formats.commit import committed_ids, read_manifest
+from tasks.formats.commit import FATES, committed_ids, read_manifest
 from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_plan
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.summary import write_summary
@@ -40,16 +40,16 @@ from tasks.settings import OutputSettings, RunSettings
 LEDGER = pa.schema(
     [
         ("read_id", pa.string()),
-        ("run_id", pa.dictionary(pa.int32(), pa.string())),
-        ("file", pa.dictionary(pa.int32(), pa.string())),
+        ("run_id", pa.string()),
+        ("file", pa.string()),
         ("row", pa.uint32()),
         ("samples", pa.int64()),
-        ("fate", pa.dictionary(pa.int32(), pa.string())),
-        ("reason", pa.dictionary(pa.int32(), pa.string())),
+        ("fate", pa.string()),
+        ("reason", pa.string()),
         ("products", pa.int32()),
         ("bases", pa.int64()),
-        ("batch", pa.dictionary(pa.int32(), pa.string())),
-        ("attempt", pa.dictionary(pa.int32(), pa.string())),
+        ("batch", pa.string()),
+        ("attempt", pa.string()),
     ]
 )
 
@@ -67,8 +67,8 @@ def merge(settings: RunSettings) -> MergedRun:
     left = [batch for batch in plan.batches if batch.batch_id not in done]
     if left:
         raise LedgerError(
-            f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called yet, "
-            f"e.g. batch {left[0].batch_id} of {left[0].slices[0].file}; `shoal run` with the same arguments goes on"
+            f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called yet"
+            f", e.g. batch {left[0].batch_id} of {left[0].slices[0].file}; `shoal run` with the same arguments goes on"
         )
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again
@@ -172,7 +172,7 @@ class _Parts:
         """Return the next rows of a batch's ledger; fewer when it has no more."""
         if batch not in self._open:
             folder = self._workspace.committed / self._plan.batches[batch].batch_id
-            self._open[batch] = pq.read_table(folder / "ledger.parquet")
+            self._open[batch] = pq.read_table(folder / FATES)
         part = self._open[batch].slice(self._taken[batch], rows)
         self._taken[batch] += part.num_rows
         if self._taken[batch] >= self._open[batch].num_rows:

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from tasks.core.calls import EngineIdentity
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.base import EngineIdentity
 from tasks.settings import RunSettings
 
 #: What provenance gives the versions of.

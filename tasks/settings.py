@@ -70,8 +70,8 @@ class RunSettings(BaseModel):
     )
     out: Path = Field(title="Output folder", description="the run folder; a run that was cut off goes on from it")
     site: str = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
-    engine: EngineSettings = EngineSettings()
-    output: OutputSettings = OutputSettings()
+    engine: EngineSettings = Field(default_factory=EngineSettings, title="Engine")
+    output: OutputSettings = Field(default_factory=OutputSettings, title="Output")
     batch_samples: int = Field(
         200_000_000, title="Batch, samples", ge=100_000, le=20_000_000_000, description="the unit of work and commit"
     )
@@ -139,7 +139,8 @@ def checked(model: type[Checked], values: Mapping[str, Any]) -> Checked:
 def read_toml(file: Path) -> dict[str, Any]:
     """Read a TOML file; SettingsError names it and the place of a mistake."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        read: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        return read
     except OSError as error:
         raise SettingsError(f"settings file {str(file)!r} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

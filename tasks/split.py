@@ -38,7 +38,7 @@ from tasks.core.errors import EngineError, SupersededError
 from tasks.core.reads import Read, RunInfo
 from tasks.engines.base import Engine
 from tasks.formats.bgzf import BgzfWriter
-from tasks.formats.commit import commit, committed_ids, staging
+from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.fastq import FastqFormatter
 from tasks.formats.pod5 import Unreadable, read_rows
 from tasks.formats.summary import SummaryRows
@@ -53,7 +53,7 @@ READ_AHEAD = 8_000_000
 #: Samples of answered reads waiting for the writer.
 WRITE_BEHIND = 16_000_000
 
-LEDGER_PART = pa.schema(
+FATE_COLUMNS = pa.schema(
     [
         ("read_id", pa.binary(16)),
         ("run", pa.int16()),
@@ -321,13 +321,9 @@ class _BatchWriter:
             }
         for run, rows in self.summaries.items():
             pq.write_table(rows.table(), self.folder / f"run{run}.summary.parquet", compression="zstd")
-        columns = list(zip(*self.fates, strict=True))
-        pq.write_table(
-            pa.table(
-                [pa.array(column, field.type) for column, field in zip(columns, LEDGER_PART, strict=True)], LEDGER_PART
-            ),
-            self.folder / "ledger.parquet",
-        )
+        columns = zip(*self.fates, strict=True)
+        fates = [pa.array(column, field.type) for column, field in zip(columns, FATE_COLUMNS, strict=True)]
+        pq.write_table(pa.table(fates, FATE_COLUMNS), self.folder / FATES)
         counts = {fate.value: sum(1 for row in self.fates if row[3] == fate.value) for fate in Fate}
         manifest = {
             "batch": self.batch.number,

@@ -73,7 +73,8 @@ def _check_ledger(workspace: Workspace, report: VerifyReport) -> npt.NDArray[np.
             report.faults.append(
                 f"ledger: read {read_id} is {fate!r} with {products[i]} products and reason {reason!r}"
             )
-    return recorded[products > 0]
+    called: npt.NDArray[np.uint8] = recorded[products > 0]
+    return called
 
 
 def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], report: VerifyReport) -> None:
@@ -90,7 +91,7 @@ def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8
 def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
     """Yield the ids of a FASTQ file; a malformed record is a fault."""
     try:
-        with igzip.open(path, "rb") as file:
+        with igzip.open(path, "rb") as file:  # type: ignore[no-untyped-call]
             for number, header in enumerate(file):
                 sequence, plus, quality = file.readline(), file.readline(), file.readline()
                 if header[:1] != b"@" or plus != b"+\n" or len(sequence) != len(quality) or len(sequence) < 2:

@@ -1,7 +1,7 @@
 """The plan: what is in the input, what is done with it in which batch, and what can't be.
 
-The plan is written down before work begins, and only ever grows: a later run over the same input finds the same batches,
-whatever was committed in between, and input that came since is cut into batches of its own.
+The plan is written down before work begins, and only ever grows: a later run over the same input finds the same
+batches, whatever was committed in between, and input that came since is cut into batches of its own.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Found:
 
 
 def make_plan(found: Found, *, batch_samples: int) -> tuple[Plan, PlannedReads]:
-    """Plan a run folder that has no plan yet: of each read id the first in the input counts, the rest are duplicates."""
+    """Plan a run folder without a plan. Of each read id the first in the input counts, the rest are duplicates."""
     first = first_occurrence(found.read_ids)
     keep = first == np.arange(len(first))
     return _assemble(found, keep, batch_samples)
@@ -263,7 +263,7 @@ def _by_batch(batch: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def _merged_runs(plan: Plan, added: Plan) -> tuple[Sequence[PlannedRun], npt.NDArray[np.int16]]:
-    """Join two lists of runs by what tells them apart; also return where each run of the second lies in the joined list."""
+    """Join two lists of runs by what tells them apart; also return the place of each run of the second."""
     runs = list(plan.runs)
     place = {run.info.key: i for i, run in enumerate(runs)}
     for run in added.runs:

@@ -89,4 +89,5 @@ class Read:
 
     def picoamperes(self) -> npt.NDArray[np.float32]:
         """Return the signal in pA, float32, shape (samples,)."""
-        return (self.signal + np.float32(self.calibration_offset)) * np.float32(self.calibration_scale)
+        shifted: npt.NDArray[np.float32] = self.signal + np.float32(self.calibration_offset)
+        return shifted * np.float32(self.calibration_scale)

@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
-from tasks.core.calls import Outcome
+from tasks.core.calls import EngineIdentity, Outcome
 from tasks.core.reads import Read
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineIdentity:
-    """What called the reads: goes into headers, summaries and provenance."""
-
-    #: `cpu`, `null`, …
-    engine: str
-    #: Version of the engine's program or library.
-    version: str
-    #: Name of the model as written into FASTQ headers (`basecall_model_version_id`).
-    model: str
-    #: sha256 of the model's file, hex; empty where there is none.
-    model_digest: str
-    #: Samples per move.
-    stride: int
-    #: GPU names, `_` for spaces; empty on CPU.
-    gpu: str = ""
 
 
 class Engine(Protocol):

@@ -60,19 +60,22 @@ class Model:
 
 @lru_cache(maxsize=8)
 def find_model(name: str) -> Model:
-    """Look up a model by the name of a bundled one, or by the path of a folder that holds a `*.toml` and its weights.
+    """Look up a model by the name of a bundled one, or by the path of its `*.toml` or of the folder with only that one.
 
     Raises:
         SettingsError: there is no such model; names those there are.
     """
     description = BUNDLED / f"{name}.toml"
     folder = Path(name)
-    if not description.is_file():
+    if folder.suffix == ".toml" and folder.is_file():
+        description = folder
+    elif not description.is_file():
         found = sorted(folder.glob("*.toml")) if folder.is_dir() else []
         if len(found) != 1:
             bundled = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
             raise SettingsError(
-                f"engine.model: {name!r} is no bundled model ({bundled}) and no folder with one *.toml that describes a model"
+                f"engine.model: {name!r} is no bundled model ({bundled}), "
+                "and no folder with one *.toml that describes a model"
             )
         description = found[0]
     described: _Description = checked(_Description, read_toml(description))

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
-from tasks.core.calls import ERROR_PROBABILITY, BasecalledRead, Outcome
+from tasks.core.calls import ERROR_PROBABILITY, BasecalledRead, EngineIdentity, Outcome, mean_qscore
 from tasks.core.reads import Read
-from tasks.engines.base import EngineIdentity
 
 NULL_IDENTITY = EngineIdentity(engine="null", version="1", model="null", model_digest="", stride=5)
 NULL_MIN_QSCORE = 9.0
@@ -28,31 +29,39 @@ _RING = 1 << 20
 class NullEngine:
     """Makes bases up.
 
-    With a rate it behaves as a server that does one thing after another: all slots of a worker share its clock, reads
-    wait in it up to `in_flight_samples`, and `busy` tells how much of its time it had something to do.
+    With a rate, samples/s, it behaves as a server that does one thing after another: all slots of a worker share its
+    clock, reads wait in it up to `in_flight_samples` per slot, and `busy` tells how much of its time it had something
+    to do.
     """
 
     identity = NULL_IDENTITY
 
-    def __init__(self, *, rate: float | None = None, in_flight_samples: int = 40_000_000) -> None:
-        random = np.random.default_rng(4)
-        self._bases = np.frombuffer(b"ACGT", np.uint8)[random.integers(0, 4, 2 * _RING)].tobytes()
-        # Qualities wander between about 4 and 40, as real ones do; slices differ in their mean, so that some fail.
-        wander = np.convolve(random.normal(0, 1, 2 * _RING + 4095), np.ones(4096) / 64, "valid")
-        scores = np.clip(17 + 3 * wander + random.normal(0, 7, 2 * _RING), 2, 45).astype(np.uint8) + 33
-        self._qualities = scores.tobytes()
-        self._errors = np.concatenate(([0.0], np.cumsum(ERROR_PROBABILITY[scores])))
+    def __init__(self, rate: float | None = None, *, in_flight_samples: int = 40_000_000) -> None:
+        self._bases, self._qualities, self._errors = _ring()
         self._rate = rate
         self._in_flight_samples = in_flight_samples
         self._lock = threading.Lock()
         self._free_at: float | None = None
         self._began = 0.0
-        self._busy = 0.0
+        self._given = 0.0
+        self._never = threading.Event()
 
     @property
     def busy(self) -> tuple[float, float]:
-        """Seconds with something to do, and seconds between the first read in and the last one out."""
-        return self._busy, (self._free_at or 0.0) - self._began
+        """Seconds with something to do, and seconds since the first read came in, until now or the last one went out.
+
+        Exact at any time, while reads are in flight too. Zeros without a rate, and before the first read.
+        """
+        with self._lock:
+            if self._free_at is None:
+                return 0.0, 0.0
+            ahead = max(0.0, self._free_at - time.monotonic())
+            return self._given - ahead, self._free_at - ahead - self._began
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds with something to do, so far."""
+        return self.busy[0]
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         """Yield each read with its made-up call, in order; with a rate, when the rate has got to it."""
@@ -83,13 +92,14 @@ class NullEngine:
             now = time.monotonic()
             if self._free_at is None:
                 self._free_at = self._began = now
-            self._busy += samples / self._rate
+            self._given += samples / self._rate
             self._free_at = max(now, self._free_at) + samples / self._rate
             return self._free_at
 
     def _await(self, waiting: deque[tuple[float, Read]]) -> Read:
         due, read = waiting.popleft()
-        threading.Event().wait(max(0.0, due - time.monotonic()))
+        if (left := due - time.monotonic()) > 0:
+            self._never.wait(left)
         return read
 
     def _answer(self, read: Read) -> Outcome:
@@ -98,17 +108,33 @@ class NullEngine:
             return Outcome.skipped("too_short")
         start = crc32(read.read_id.encode()) % _RING
         sequence, quality = self._bases[start : start + length], self._qualities[start : start + length]
-        error = float(self._errors[start + len(quality)] - self._errors[start]) / len(quality)
-        while len(sequence) < length:  # longer than the ring
-            sequence, quality = (sequence + sequence)[:length], (quality + quality)[:length]
+        if len(sequence) == length:
+            error = float(self._errors[start + length] - self._errors[start]) / length
+            qscore = -10.0 * float(np.log10(error))
+        else:  # longer than the ring
+            repeats = -(-length // len(sequence))
+            sequence, quality = (sequence * repeats)[:length], (quality * repeats)[:length]
+            qscore = mean_qscore(quality)
         return Outcome.called(
             BasecalledRead(
                 read_id=read.read_id,
                 parent_read_id=read.read_id,
                 sequence=sequence,
                 qstring=quality,
-                mean_qscore=-10.0 * float(np.log10(error)),
+                mean_qscore=qscore,
                 stride=NULL_IDENTITY.stride,
                 num_samples=read.num_samples,
             )
         )
+
+
+@cache
+def _ring() -> tuple[bytes, bytes, npt.NDArray[np.float64]]:
+    """Make bases, qualities and the running sum of their error probabilities, once per process."""
+    random = np.random.default_rng(4)
+    bases = np.frombuffer(b"ACGT", np.uint8)[random.integers(0, 4, 2 * _RING)].tobytes()
+    # Qualities wander between about 4 and 40, as real ones do; slices differ in their mean, so that some fail.
+    sums = np.concatenate(([0.0], np.cumsum(random.normal(0, 1, 2 * _RING + 4095))))
+    wander = (sums[4096:] - sums[:-4096]) / 64
+    scores = np.clip(17 + 3 * wander + random.normal(0, 7, 2 * _RING), 2, 45).astype(np.uint8) + 33
+    return bases, scores.tobytes(), np.concatenate(([0.0], np.cumsum(ERROR_PROBABILITY[scores])))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from tasks.core.calls import EngineIdentity
 from tasks.core.chemistry import mismatch
 from tasks.core.errors import ChemistryError
 from tasks.core.reads import RunInfo
-from tasks.engines.base import Engine, EngineIdentity
+from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.engines.null import NULL_IDENTITY, NULL_MIN_QSCORE, NullEngine

@@ -1,7 +1,8 @@
 """Commit: an attempt's staging folder becomes the batch's one result, by rename.
 
 Delivery is at least once: Dask reruns what a dead worker held, and a worker that was thought dead may wake up. Rename
-makes it exactly once: renaming onto a folder that is not empty fails, so the first attempt wins and the others learn it.
+makes it exactly once: renaming onto a folder that is not empty fails, so the first attempt wins and the others learn
+it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_js
 
 #: Name of the file in a committed batch's folder that tells what is in it.
 MANIFEST = "batch.json"
+#: Name of its table of fates, one row per read in the batch's order.
+FATES = "fates.parquet"
 
 
 @contextmanager

@@ -10,9 +10,8 @@ import re
 import time
 from typing import Literal
 
-from tasks.core.calls import BasecalledRead
+from tasks.core.calls import BasecalledRead, EngineIdentity
 from tasks.core.reads import Read, RunInfo
-from tasks.engines.base import EngineIdentity
 
 HeaderProfile = Literal["minknow", "dorado"]
 UNKNOWN = "unknown"
@@ -57,7 +56,8 @@ class FastqFormatter:
 
     def _dorado(self, read: Read, call: BasecalledRead) -> str:
         started = f"\tst:Z:{self._started(read, call)}" if self._epoch_ms is not None else ""
-        return f"{call.read_id}\t{self._head}{started}{self._gpu}\tqs:f:{call.mean_qscore:g}\tch:i:{read.channel}{self._tail}"
+        called = f"qs:f:{call.mean_qscore:g}\tch:i:{read.channel}"
+        return f"{call.read_id}\t{self._head}{started}{self._gpu}\t{called}{self._tail}"
 
     def _started(self, read: Read, call: BasecalledRead) -> str:
         """Return when the signal of this call began; a split read begins within its parent."""

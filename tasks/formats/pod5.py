@@ -68,8 +68,8 @@ class Unreadable:
 def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
-    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over. A file given by
-    name is listed whatever its name.
+    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over. A file given
+    by name is listed whatever its name.
     """
     found: dict[Path, None] = {}
     for given in inputs:

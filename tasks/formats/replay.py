@@ -37,7 +37,6 @@ class ReplaySettings:
     #: Signals that differ; the reads share them, which makes large runs quick to write.
     distinct: int = 64
     seed: int = 1
-    #: 0: whole reads have the lengths that they have.
     sample_id: str = "replay"
     flow_cell_id: str = "FAX00001"
 
@@ -114,11 +113,8 @@ def _ring(sources: list[Path]) -> tuple[npt.NDArray[np.int16], pod5.ReadRecord]:
             for read in reader.reads():
                 template = template or read.to_read()
                 picoamperes = (read.signal + np.float32(read.calibration.offset)) * np.float32(read.calibration.scale)
-                live = np.flatnonzero((picoamperes > IN_PORE[0]) & (picoamperes < IN_PORE[1]))
-                if len(live):
-                    dead = np.flatnonzero(read.signal[: live[-1] + 1] != 0)
-                    parts.append(read.signal[live[0] : dead[-1] + 1])
-    if template is None or not parts:
+                parts.append(read.signal[(picoamperes > IN_PORE[0]) & (picoamperes < IN_PORE[1])])
+    if template is None or not sum(map(len, parts)):
         raise SettingsError(f"no read with signal to replay in {', '.join(map(str, sources))}")
     return np.concatenate(parts), template
 
@@ -138,11 +134,11 @@ def _packed(
 def _run_info(template: pod5.Read, settings: ReplaySettings) -> pod5.RunInfo:
     """Make a run of its own: the source's chemistry, and ids that follow from the settings."""
     source = template.run_info
-    digest = hashlib.sha256(f"{settings} {source.acquisition_id}".encode())
+    digest = hashlib.sha512(f"{settings} {source.acquisition_id}".encode())
     fields = {name: getattr(source, name) for name in source.__dataclass_fields__}
     fields |= {
         "acquisition_id": digest.hexdigest()[:40],
-        "protocol_run_id": str(uuid.UUID(bytes=digest.digest()[:16], version=4)),
+        "protocol_run_id": str(uuid.UUID(bytes=digest.digest()[-16:], version=4)),
         "protocol_start_time": source.acquisition_start_time - timedelta(minutes=5),
         "flow_cell_id": settings.flow_cell_id,
         "sample_id": settings.sample_id,

@@ -1,0 +1,226 @@
+"""Launch, split and merge as plain functions: no Prefect, no Dask."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks.core.batches import Bundle
+from tasks.core.errors import LedgerError, SettingsError
+from tasks.core.result import MergedRun
+from tasks.engines.base import Engine
+from tasks.engines.registry import min_qscore_of, open_engine
+from tasks.formats.commit import committed_ids
+from tasks.formats.planfile import read_plan
+from tasks.formats.workspace import Workspace
+from tasks.launch import launch
+from tasks.merge import merge
+from tasks.settings import RunSettings, resolve_settings
+from tasks.split import basecall_bundle
+from tasks.verify import verify
+from tests.data import SHARED, shared
+from tests.making import write_pod5
+
+
+def settings(*inputs: Path, out: Path, engine: str = "null", **more: object) -> RunSettings:
+    values = {"input": inputs, "out": out, "engine": {"kind": engine}, "batch_samples": 100_000, **more}
+    return resolve_settings(file=None, environment={}, command_line=values)
+
+
+def call(given: RunSettings, engine: Engine | None = None, *, only: slice = slice(None)) -> None:
+    workspace = Workspace(given.out)
+    plan = read_plan(workspace)
+    basecall_bundle(
+        workspace,
+        Bundle(number=0, batches=plan.batches[only]),
+        engine or open_engine(given.engine),
+        given.output,
+        min_qscore=min_qscore_of(given),
+        run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
+    )
+
+
+def run(given: RunSettings) -> MergedRun:
+    launch(given)
+    call(given)
+    return merge(given)
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Digest FASTQ and summary: what must not differ between two ways to the same result."""
+    files = [*out.rglob("fastq_*/*.fastq.gz"), *out.rglob("sequencing_summary*.txt")]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def check_from_outside(out: Path, *inputs: Path) -> str:
+    """Run the checker that shares no code with Shoal."""
+    tool = shared("tools", "check_run.py")
+    done = subprocess.run([sys.executable, tool, out, *inputs], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    write_pod5(folder / "a" / "one.pod5", [20_000] * 12, seed=1)
+    write_pod5(
+        folder / "b" / "two.pod5", [9_000, 5, 30_000, 250_000, 4_000], seed=2, flow_cell_id="FAX2", sample_rate=5000
+    )
+    return folder
+
+
+def test_every_read_has_one_fate(data: Path, tmp_path: Path) -> None:
+    merged = run(settings(data, out=tmp_path / "out"))
+    assert (merged.reads, merged.called, merged.skipped) == (17, 16, 1)
+    ledger = pl.read_parquet(tmp_path / "out" / "ledger.parquet")
+    assert ledger["read_id"].n_unique() == ledger.height == 17
+    assert ledger.filter(fate="skipped")["reason"].to_list() == ["too_short"]
+    assert len(merged.folders) == 2
+    assert not verify(Workspace(tmp_path / "out")).faults
+    assert "17 reads in" in check_from_outside(tmp_path / "out", data)
+
+
+def test_the_null_engine_says_so_in_names(data: Path, tmp_path: Path) -> None:
+    run(settings(data, out=tmp_path / "out"))
+    assert all("_null_" in name for name in digests(tmp_path / "out"))
+
+
+def test_same_bytes_in_whatever_pieces(data: Path, tmp_path: Path) -> None:
+    run(settings(data, out=tmp_path / "whole"))
+    pieces = settings(data, out=tmp_path / "pieces")
+    launch(pieces)
+    call(pieces, only=slice(2, 3))
+    launch(pieces)
+    call(pieces, only=slice(0, 2))
+    with pytest.raises(LedgerError, match="not called yet"):
+        merge(pieces)
+    call(pieces)
+    merge(pieces)
+    assert digests(tmp_path / "whole") == digests(tmp_path / "pieces")
+
+
+def test_new_input_is_added_and_nothing_called_again(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out")
+    run(given)
+    before = {path: path.stat().st_mtime_ns for path in Workspace(given.out).committed.iterdir()}
+    write_pod5(data / "a" / "aaa.pod5", [15_000] * 3, seed=3)
+    assert len(launch(given).left) == 1
+    call(given)
+    assert merge(given).reads == 20
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    check_from_outside(given.out, data)
+
+
+def test_input_that_is_gone_is_refused(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out")
+    launch(given)
+    (data / "a" / "one.pod5").unlink()
+    with pytest.raises(SettingsError, match=r"12 reads .* not in the input any more"):
+        launch(given)
+
+
+def test_moved_input_is_found(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out")
+    launch(given)
+    (data / "a").rename(data / "z")
+    launch(given)
+    call(given)
+    assert merge(given).reads == 17
+
+
+def test_other_settings_on_the_same_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    launch(settings(data, out=tmp_path / "out"))
+    with pytest.raises(SettingsError, match="another engine"):
+        launch(settings(data, out=tmp_path / "out", batch_samples=200_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text.pod5", "not_pod5"),
+        ("empty.pod5", "empty"),
+        ("growing.pod5", "unfinished"),
+        ("dangling.pod5", "dangling_link"),
+        ("copy.pod5", "duplicate_reads"),
+        ("none.pod5", "no_reads"),
+    ],
+)
+def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reason: str) -> None:
+    bad = data / "b" / name
+    good = (data / "a" / "one.pod5").read_bytes()
+    if name == "dangling.pod5":
+        bad.symlink_to(tmp_path / "nowhere.pod5")
+    elif name == "none.pod5":
+        write_pod5(bad, [])
+    else:
+        bad.write_bytes({"text.pod5": b"hello" * 50, "empty.pod5": b"", "growing.pod5": good[:-500]}.get(name, good))
+    merged = run(settings(data, out=tmp_path / "out"))
+    assert merged.reads == 17
+    files = pl.read_parquet(tmp_path / "out" / "input_files.parquet")
+    assert files.filter(pl.col("path") == str(bad))["reason"].to_list() == [reason]
+    with pytest.raises(SettingsError, match=f"{name}: {reason}"):
+        launch(settings(data, out=tmp_path / "strict", strict=True))
+
+
+def test_files_one_joins_the_same_records(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out")
+    run(given)
+    many = records(given.out)
+    one = settings(data, out=tmp_path / "out", output={"files": "one"})
+    merge(one)
+    assert records(given.out) == many
+    assert len(list(given.out.rglob("fastq_pass/*.gz"))) <= 2
+    assert not verify(Workspace(given.out)).faults
+
+
+def records(out: Path) -> list[str]:
+    return sorted(line for path in out.rglob("fastq_*/*.gz") for line in gzip.open(path, "rt") if line[0] == "@")
+
+
+@pytest.mark.parametrize("damage", ["fastq", "summary", "ledger"])
+def test_verify_finds_damage(data: Path, tmp_path: Path, damage: str) -> None:
+    given = settings(data, out=tmp_path / "out")
+    run(given)
+    if damage == "fastq":
+        victim = next(given.out.rglob("fastq_pass/*.gz"))
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "summary":
+        victim = next(given.out.rglob("sequencing_summary*.txt"))
+        victim.write_text(victim.read_text().replace("TRUE", "true", 1).replace("FALSE", "false", 1))
+    else:
+        ledger = pl.read_parquet(given.out / "ledger.parquet")
+        ledger.head(16).write_parquet(given.out / "ledger.parquet")
+    assert verify(Workspace(given.out)).faults
+
+
+@pytest.mark.parametrize("folder", ["r10_5khz", "rna004", "r9_4khz", "edge"])
+def test_real_data_of_all_chemistries(tmp_path: Path, folder: str) -> None:
+    source = shared("data", folder)
+    given = settings(source, out=tmp_path / "out", engine="cpu")
+    merged = run(given)
+    assert merged.reads == merged.called + merged.skipped + merged.quarantined
+    ledger = pl.read_parquet(tmp_path / "out" / "ledger.parquet")
+    if folder == "r10_5khz":
+        assert "6 reads in" in check_from_outside(tmp_path / "out", source) and merged.called >= 5
+    elif folder != "edge":
+        assert ledger["reason"].str.starts_with("wrong_chemistry").all()
+    assert not verify(Workspace(given.out)).faults
+
+
+def test_committed_before_staging_is_gone(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out")
+    run(given)
+    workspace = Workspace(given.out)
+    assert committed_ids(workspace) == {batch.batch_id for batch in read_plan(workspace).batches}
+    assert not os.listdir(workspace.staging)
+    assert SHARED
