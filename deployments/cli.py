@@ -292,6 +292,7 @@ def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
 
 def _run(settings: RunSettings, display: Display) -> int:
     workspace = Workspace(settings.out)
+    load_site(settings.site)
     launched = plan_input(settings)  # the same that the flow's launch does; here, it refuses before anything starts
     if settings.strict:
         refuse_flaws(launched.plan)

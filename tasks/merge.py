@@ -67,8 +67,8 @@ def merge(settings: RunSettings) -> MergedRun:
     left = [batch for batch in plan.batches if batch.batch_id not in done]
     if left:
         raise LedgerError(
-            f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called yet"
-            f", e.g. batch {left[0].batch_id} of {left[0].slices[0].file}; `shoal run` with the same arguments goes on"
+            f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called "
+            f"yet, e.g. of {left[0].slices[0].file} (batch {left[0].batch_id}); the same `shoal run` goes on"
         )
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from tasks.merge import merge
 from tasks.settings import RunSettings, resolve_settings
 from tasks.split import basecall_bundle
 from tasks.verify import verify
-from tests.data import SHARED, shared
+from tests.data import shared
 from tests.making import write_pod5
 
 
@@ -211,7 +210,8 @@ def test_real_data_of_all_chemistries(tmp_path: Path, folder: str) -> None:
     assert merged.reads == merged.called + merged.skipped + merged.quarantined
     ledger = pl.read_parquet(tmp_path / "out" / "ledger.parquet")
     if folder == "r10_5khz":
-        assert "6 reads in" in check_from_outside(tmp_path / "out", source) and merged.called >= 5
+        assert merged.called >= 5
+        assert "6 reads in" in check_from_outside(tmp_path / "out", source)
     elif folder != "edge":
         assert ledger["reason"].str.starts_with("wrong_chemistry").all()
     assert not verify(Workspace(given.out)).faults
@@ -222,5 +222,4 @@ def test_committed_before_staging_is_gone(data: Path, tmp_path: Path) -> None:
     run(given)
     workspace = Workspace(given.out)
     assert committed_ids(workspace) == {batch.batch_id for batch in read_plan(workspace).batches}
-    assert not os.listdir(workspace.staging)
-    assert SHARED
+    assert not list(workspace.staging.iterdir())

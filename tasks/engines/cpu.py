@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 #: Samples per chunk and of overlap, at the model's sample rate; multiples of twice the stride.
 CHUNK, OVERLAP = 6000, 600
 #: Chunks that go through the network at once.
-CHUNKS = 8
+CHUNKS = 4
 #: Reads shorter than this are not called; ONT's server does the same.
 MIN_SAMPLES = 100
 #: pA of a strand in the pore; open pore and dead channel lie outside.

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mappy
+import numpy as np
+import pod5
+import pytest
+
+from tasks.core.calls import Fate, Outcome
+from tasks.core.errors import EngineError, SettingsError
+from tasks.core.reads import Read
+from tasks.engines.catalogue import find_model
+from tasks.engines.cpu import CHUNK, OVERLAP, WAITING_READS, CpuEngine
+from tasks.formats.pod5 import Unreadable, read_rows
+from tests.data import shared
+from tests.engines.squiggles import squiggle
+from tests.making import run_info
+
+#: Reads of the set that no training has seen, by the start of their ids.
+HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
+
+
+@pytest.fixture(scope="module")
+def engine() -> CpuEngine:
+    return CpuEngine(find_model("minnow-v0"))
+
+
+def call(engine: CpuEngine, given: Read) -> Outcome:
+    ((answered, outcome),) = engine.basecall([given])
+    assert answered is given
+    return outcome
+
+
+def signal(values: float | np.ndarray, samples: int = 20_000) -> np.ndarray:
+    return np.broadcast_to(values, samples).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("adc", "reason"),
+    [
+        pytest.param(signal(600, 10), "too_short", id="10 samples"),
+        pytest.param(signal(600, 99), "too_short", id="99 samples"),
+        pytest.param(signal(0, 0), "too_short", id="empty"),
+        pytest.param(signal(0), "dead_signal", id="dead channel"),
+        pytest.param(signal(32767), "dead_signal", id="saturated"),
+        pytest.param(signal(600), "dead_signal", id="constant"),
+    ],
+)
+def test_nothing_to_call(engine: CpuEngine, adc: np.ndarray, reason: str) -> None:
+    outcome = call(engine, replace(squiggle(1), signal=adc))
+    assert (outcome.fate, outcome.reason) == (Fate.SKIPPED, reason)
+
+
+@pytest.mark.parametrize("samples", [100, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - OVERLAP, 2 * CHUNK - OVERLAP + 6])
+@pytest.mark.parametrize("rate", [4000, 5000])
+def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) -> None:
+    outcome = call(engine, squiggle(samples * rate // 4000, run=run_info(sample_rate=rate)))
+    assert outcome.fate is Fate.CALLED or outcome.reason == "no_bases"
+    for made in outcome.calls:
+        assert made.moves is not None
+        assert made.moves.sum() == len(made.sequence)
+        assert np.isfinite(made.mean_qscore)
+
+
+def test_a_dead_tail_does_not_change_the_scaling(engine: CpuEngine) -> None:
+    alive = squiggle(20_000)
+    dead = replace(alive, signal=np.concatenate((alive.signal, signal(0))))
+    ours, theirs = call(engine, alive).calls[0], call(engine, dead).calls[0]
+    assert theirs.scaling_midpoint == pytest.approx(ours.scaling_midpoint)
+    assert theirs.scaling_dispersion == pytest.approx(ours.scaling_dispersion)
+
+
+def test_a_long_read(engine: CpuEngine) -> None:
+    long = squiggle(2_000_000, run=run_info(sample_rate=4000))
+    outcome = call(engine, long)
+    assert outcome.fate is Fate.CALLED
+    assert len(outcome.calls[0].sequence) > 1000
+
+
+def test_skipped_reads_do_not_pile_up_behind_a_waiting_one(engine: CpuEngine) -> None:
+    pulled = 0
+
+    def source() -> Iterator[Read]:
+        nonlocal pulled
+        yield squiggle(5000)
+        dead = signal(0, 10)
+        for number in range(2, 3000):
+            pulled += 1
+            yield replace(squiggle(1, number=number), signal=dead)
+
+    next(iter(engine.basecall(source())))
+    assert pulled <= WAITING_READS + 1
+
+
+def test_an_exception_inside_a_read_is_its_answer(engine: CpuEngine, caplog: pytest.LogCaptureFixture) -> None:
+    bad = replace(squiggle(20_000), run=run_info(sample_rate=0))
+    with caplog.at_level(logging.CRITICAL + 1, logger="tasks.engines.cpu"):
+        outcome = call(engine, bad)
+    assert outcome.fate is Fate.QUARANTINED
+    assert outcome.reason.startswith("exception: ZeroDivisionError: ")
+
+
+class _Torn(np.ndarray):
+    """A signal that can't be read any more after its first chunk."""
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        if isinstance(key, slice) and (key.start or 0) > 0:
+            raise OSError("page gone")
+        return np.asarray(self)[key]
+
+
+def test_an_exception_amid_a_read_leaves_its_neighbours_whole(engine: CpuEngine) -> None:
+    good = [squiggle(20_000, number=n, run=run_info(sample_rate=4000)) for n in (1, 3)]
+    bad = replace(good[0], read_id="bad", signal=good[0].signal.view(_Torn))
+    expected = [call(engine, r).calls[0].sequence for r in good]
+    answers = list(engine.basecall([good[0], bad, good[1]]))
+    assert [o.fate for _, o in answers] == [Fate.CALLED, Fate.QUARANTINED, Fate.CALLED]
+    assert answers[1][1].reason == "exception: OSError: page gone"
+    assert [o.calls[0].sequence for _, o in answers if o.calls] == expected
+
+
+def _real_reads(path: Path) -> list[Read]:
+    with pod5.Reader(path) as reader:
+        rows = reader.num_reads
+    reads = list(read_rows(str(path), 0, rows))
+    assert not any(isinstance(r, Unreadable) for r in reads)
+    return [r for r in reads if isinstance(r, Read)]
+
+
+def _identity(sequence: bytes, truth: str) -> float:
+    """Return matches per alignment column of the longest hit against the truth; 0 when there is none."""
+    aligner = mappy.Aligner(seq=truth, preset="map-ont", k=11, w=5, min_chain_score=20, min_dp_score=20)
+    hits = [hit for hit in aligner.map(sequence.decode()) if hit.strand == 1]
+    best = max(hits, key=lambda hit: int(hit.blen), default=None)
+    return best.mlen / best.blen if best else 0.0
+
+
+def test_identity_on_held_out_reads(engine: CpuEngine) -> None:
+    lines = shared("data", "r10_4khz", "sq_f5c_reads.truth.fastq").read_text().splitlines()
+    truths = {name[1:].split()[0]: truth for name, truth in zip(lines[::4], lines[1::4], strict=True)}
+    reads = [r for r in _real_reads(shared("data", "r10_4khz", "sq_f5c_reads.pod5")) if r.read_id[:8] in HELD_OUT]
+    assert len(reads) == len(HELD_OUT)
+    identities, scores = [], []
+    for given, outcome in engine.basecall(reads):
+        identities.append(_identity(outcome.calls[0].sequence, truths[given.read_id]))
+        scores.append(outcome.calls[0].mean_qscore)
+        assert len(outcome.calls[0].sequence) == pytest.approx(len(truths[given.read_id]), rel=0.15)
+    assert min(identities) > 0.65, identities
+    assert all(4.5 < score < 7 for score in scores), scores
+
+
+def test_identity_at_5_khz(engine: CpuEngine) -> None:
+    truth = shared("data", "r10_5khz", "slorado_one_5khz.truth.fastq").read_text().splitlines()[1]
+    (given,) = _real_reads(shared("data", "r10_5khz", "slorado_one_5khz.pod5"))
+    assert given.run.sample_rate == 5000
+    assert _identity(call(engine, given).calls[0].sequence, truth) > 0.65
+
+
+def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="minnow-v0"):
+        find_model("halibut")
+    with pytest.raises(SettingsError, match=r"no folder with one \*\.toml"):
+        find_model(str(tmp_path))
+
+
+def test_model_by_folder_and_by_file(tmp_path: Path) -> None:
+    bundled = find_model("minnow-v0")
+    for name in ("minnow-v0.toml", "minnow-v0.onnx"):
+        (tmp_path / name).write_bytes((bundled.weights.parent / name).read_bytes())
+    assert find_model(str(tmp_path)).digest == bundled.digest
+    assert find_model(str(tmp_path / "minnow-v0.toml")).weights == tmp_path / "minnow-v0.onnx"
+
+
+def test_broken_weights(tmp_path: Path) -> None:
+    weights = tmp_path / "broken.onnx"
+    weights.write_bytes(b"not a network")
+    with pytest.raises(EngineError, match=r"broken\.onnx"):
+        CpuEngine(replace(find_model("minnow-v0"), weights=weights))
