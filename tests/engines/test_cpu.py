@@ -14,7 +14,7 @@ from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
 from tasks.engines.catalogue import find_model
-from tasks.engines.cpu import CHUNK, OVERLAP, WAITING_READS, CpuEngine
+from tasks.engines.cpu import CHUNK, OVERLAP, WAITING_READS, CpuEngine, _Calling
 from tasks.formats.pod5 import Unreadable, read_rows
 from tests.data import shared
 from tests.engines.squiggles import squiggle
@@ -64,6 +64,19 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
         assert made.moves is not None
         assert made.moves.sum() == len(made.sequence)
         assert np.isfinite(made.mean_qscore)
+
+
+def test_a_base_across_a_seam_is_one_base() -> None:
+    calling = _Calling(squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model("minnow-v0"))
+    chunks = list(calling.chunks())
+    assert len(chunks) == 2
+    for chunk in chunks:  # A in every frame: with the seam forgotten, it would be two
+        frames = len(chunk) // 3
+        calling.take(np.ones(frames, np.uint8), np.full(frames, 0.9, np.float32))
+    made = calling.outcome().calls[0]
+    assert made.sequence == b"A"
+    assert made.moves is not None
+    assert np.flatnonzero(made.moves).tolist() == [0]
 
 
 def test_a_dead_tail_does_not_change_the_scaling(engine: CpuEngine) -> None:
