@@ -22,7 +22,9 @@ DASK_SETTINGS = {
     "distributed.worker.daemon": True,
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "120s",
-    "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
+    # By key: Dask's own, for other BLAS libraries and for giving memory back, stay.
+    "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
+    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
 
 

@@ -7,6 +7,7 @@ later.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
 
@@ -46,8 +47,6 @@ PATIENCE = 30.0
 def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterator[str]:
     """Give the URL of a Prefect API, set in the environment for flow and workers while the block runs.
 
-    Enter before Prefect is imported: it reads its settings then.
-
     Raises:
         SettingsError: an API is configured and does not answer.
     """
@@ -73,13 +72,12 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterato
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     announce(f"starting a Prefect server on 127.0.0.1:{port}, usually 5 to 10 s (PREFECT_API_URL names none) …")
-    process = spawn(command, log=log, environment=environment)
-    try:
-        _wait(process, url, log, announce)
-        with _environment({**CLIENT_SETTINGS, "PREFECT_API_URL": url}):
-            yield url
-    finally:
-        end(process)
+    with _environment({**CLIENT_SETTINGS, **_no_proxy(), "PREFECT_API_URL": url}), ExitStack() as stack:
+        with _starting_alone(announce):
+            process = spawn(command, log=log, environment=environment)
+            stack.callback(end, process)
+            _wait(process, url, log, announce)
+        yield url
 
 
 def _wait(process: Popen[bytes], url: str, log: Path, announce: Callable[[str], None]) -> None:
@@ -102,8 +100,7 @@ def _configured_url() -> str:
     """Return the API that environment or active Prefect profile name; the empty string when none does."""
     if "PREFECT_API_URL" in os.environ:
         return os.environ["PREFECT_API_URL"]
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    if not (home / "profiles.toml").exists():
+    if not (_home() / "profiles.toml").exists():
         return ""
     from prefect.settings import PREFECT_API_URL  # 1.5 s of CPU, wanted only by those who have profiles
 
@@ -120,6 +117,31 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+
+
+def _no_proxy() -> dict[str, str]:
+    """Keep a site's web proxy, which can't reach our loopback, out of the way to our server; in both spellings."""
+    before = {os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")} - {""}
+    hosts = ",".join([*sorted(before), "127.0.0.1"])
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
+
+
+@contextmanager
+def _starting_alone(announce: Callable[[str], None]) -> Iterator[None]:
+    """Let one server at a time start on a home: two would both migrate its database, and one would die of that."""
+    home = _home()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (home / "shoal-start.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce("waiting for another run, which is starting its Prefect server …")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,6 +152,7 @@ def _free_port() -> int:
 def _environment(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
+    _tell_prefect()
     try:
         yield
     finally:
@@ -138,3 +161,12 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _tell_prefect()
+
+
+def _tell_prefect() -> None:
+    """Let Prefect read the environment again, if it has read it: it does so once, when it is imported."""
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context  # not at the top: importing it costs 1.5 s of CPU
+
+        refresh_global_settings_context()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 #: prctl's option: the signal a process gets when the thread that made it is gone (Linux).
@@ -41,15 +42,10 @@ def spawn(command: Sequence[str], *, log: Path, environment: Mapping[str, str]) 
 
 
 def end(process: subprocess.Popen[bytes], *, grace: float = 10.0) -> None:
-    """End a program and all of its process group: ask, wait `grace` seconds, then kill."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
+    """End a program and all of its process group: ask, wait `grace` seconds for the program, then kill who is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(grace)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+        os.killpg(process.pid, signal.SIGKILL)  # also when it obeyed: its own children may not have
     process.wait()

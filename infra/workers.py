@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,34 +27,52 @@ BEAT_EVERY = 1.0
 
 
 class EnginePlugin(distributed.WorkerPlugin):
-    """Holds a worker's engine for as long as the worker lives; a restarted worker gets one again."""
+    """Holds a worker's engine for as long as the worker lives; a restarted worker gets one again.
+
+    The engine opens in a thread of its own, and tasks wait for it. A worker gives no sign of life to the scheduler
+    while `setup` runs: one that opened its engine there, for longer than worker-ttl, would be restarted for ever.
+    """
 
     name = PLUGIN
 
     def __init__(self, open_engine: Callable[[], Engine]) -> None:
         self._open_engine = open_engine
-        self._engine: Engine | None = None
-        self._error = ""
+        self._opening: Future[Engine] = Future()
+
+    def __reduce__(self) -> tuple[type[EnginePlugin], tuple[Callable[[], Engine]]]:
+        return type(self), (self._open_engine,)  # a plugin travels unopened
 
     def setup(self, worker: Any) -> None:
-        """Open the engine. A failure is kept for those who ask for the engine: here, it would only be a log line."""
+        """Begin to open the engine. A failure is kept for those who ask for it: here, it would only be a log line."""
+        threading.Thread(target=self._open, name="open-engine", daemon=True).start()
+
+    def _open(self) -> None:
         try:
-            self._engine = self._open_engine()
+            engine = self._open_engine()
         except Exception as error:
             logger.exception("the engine can't be opened")
-            self._error = f"{type(error).__name__}: {error}"
+            self._opening.set_exception(error)
+        else:
+            self._opening.set_result(engine)
 
     def teardown(self, worker: Any) -> None:
-        """Close the engine."""
-        if self._engine is not None:
-            self._engine.close()
+        """Close the engine; one that is still opening, as soon as it is open."""
+        self._opening.add_done_callback(_close)
 
     @property
     def engine(self) -> Engine:
-        """The engine; EngineError when it could not be opened."""
-        if self._engine is None:
-            raise EngineError(f"the engine of this worker could not be opened: {self._error}")
-        return self._engine
+        """The engine, as soon as it is open; EngineError when it could not be opened."""
+        try:
+            return self._opening.result()
+        except Exception as error:
+            raise EngineError(
+                f"the engine of this worker could not be opened: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _close(opening: Future[Engine]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def worker_engine() -> Engine:
@@ -92,15 +111,20 @@ class Heartbeat:
     def __init__(self, folder: Path, worker: str) -> None:
         self._worker = worker
         self._file = folder / f"{worker}.{os.getpid()}.{threading.get_ident()}.json"
-        self._written = 0.0
+        self._written = -BEAT_EVERY  # seconds of the monotonic clock
 
     def beat(self, *, batch_id: str, reads: int, samples: int) -> None:
         """Tell the progress; at most a file a second comes of it."""
-        now = time.time()
+        now = time.monotonic()
         if now - self._written >= BEAT_EVERY:
             self._written = now
             beat = Beat(
-                worker=self._worker, process=os.getpid(), batch_id=batch_id, reads=reads, samples=samples, time=now
+                worker=self._worker,
+                process=os.getpid(),
+                batch_id=batch_id,
+                reads=reads,
+                samples=samples,
+                time=time.time(),
             )
             write_json(self._file, asdict(beat))
 

@@ -1,0 +1,68 @@
+"""Stand-ins that Dask workers import by name; each is a plain class or function, nothing is patched."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from infra.workers import worker_engine
+from tasks.core.calls import EngineIdentity, Outcome
+from tasks.core.errors import EngineError
+from tasks.core.reads import Read
+
+
+class FakeEngine:
+    """Answers every read with the outcome it was made with, and leaves a mark when opened and when closed."""
+
+    identity = EngineIdentity(engine="fake", version="1", model="none", model_digest="", stride=1)
+
+    def __init__(self, folder: Path, outcome: Outcome | None = None) -> None:
+        self._folder = folder
+        self._outcome = outcome
+        (folder / f"opened-{os.getpid()}").touch()
+
+    def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
+        for read in reads:
+            assert self._outcome is not None
+            yield read, self._outcome
+
+    def close(self) -> None:
+        (self._folder / f"closed-{os.getpid()}").touch()
+
+
+def open_fake(folder: Path) -> FakeEngine:
+    """Open a fake engine; its marks go to `folder`."""
+    return FakeEngine(folder)
+
+
+def open_broken() -> FakeEngine:
+    """Fail as an engine does whose GPU has gone."""
+    raise EngineError("no GPU answers on device 3")
+
+
+def engine_and_process(number: int) -> tuple[int, str, int]:
+    """Say which engine and process a task got. Runs on a worker."""
+    return number, worker_engine().identity.engine, os.getpid()
+
+
+def worker_environment(name: str) -> str | None:
+    """Return what a worker's environment says."""
+    return os.environ.get(name)
+
+
+def wait_for_gate(number: int, folder: Path) -> tuple[int, str, int]:
+    """Tell that we are here, wait until the gate is opened, and say which engine and process we had."""
+    (folder / f"began-{number}-{os.getpid()}").touch()
+    deadline = time.monotonic() + 120
+    while not (folder / "gate").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return engine_and_process(number)
+
+
+def open_slowly(folder: Path, seconds: float) -> FakeEngine:
+    """Take a while, as an engine does that loads a large model."""
+    time.sleep(seconds)
+    return open_fake(folder)

@@ -1,0 +1,138 @@
+"""A real Dask cluster over TLS, with engines in its workers, and workers that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import distributed
+import pytest
+from prefect import flow, task
+
+from infra.cluster import DASK_SETTINGS, Cluster, open_cluster, task_runner
+from infra.site import Site
+from tasks.core.errors import EngineError
+from tests.fakes import engine_and_process, open_broken, open_fake, open_slowly, wait_for_gate, worker_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable() -> Iterator[None]:
+    """Let workers import `tests.fakes`: they get our sys.path, which lacks the root when pytest is not run by -m."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("marks")
+
+
+@pytest.fixture(scope="module")
+def cluster(marks: Path) -> Iterator[Cluster]:
+    with open_cluster(Site(name="test", workers=2), partial(open_fake, marks), slots=1) as cluster:
+        yield cluster
+    opened = {file.name.split("-")[1] for file in marks.glob("opened-*")}
+    closed = {file.name.split("-")[1] for file in marks.glob("closed-*")}
+    assert closed < opened  # all but the killed one
+    assert len(opened - closed) == 1
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[distributed.Client]:
+    with distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client:
+        yield client
+
+
+def test_traffic_is_encrypted_and_stays_here(cluster: Cluster, client: distributed.Client) -> None:
+    assert cluster.address.startswith("tls://127.0.0.1:")
+    assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info()["workers"])
+    with pytest.raises((OSError, TypeError)):
+        distributed.Client(cluster.address, timeout="2s", set_as_default=False)
+
+
+def test_each_worker_has_one_engine(cluster: Cluster, client: distributed.Client, marks: Path) -> None:
+    assert cluster.slots == 2
+    answers = client.gather(client.map(engine_and_process, range(8), pure=False))
+    assert [(number, engine) for number, engine, _ in answers] == [(number, "fake") for number in range(8)]
+    assert {int(file.name.split("-")[1]) for file in marks.glob("opened-*")} == {process for _, _, process in answers}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OMP_NUM_THREADS", "1"),
+        ("OPENBLAS_NUM_THREADS", "1"),
+        ("MALLOC_TRIM_THRESHOLD_", "65536"),
+        ("PYTHONSAFEPATH", "1"),
+    ],
+)
+def test_the_environment_of_workers(client: distributed.Client, name: str, value: str) -> None:
+    assert client.submit(worker_environment, name).result() == value
+
+
+def test_a_killed_workers_task_runs_again_with_an_engine(client: distributed.Client, tmp_path: Path) -> None:
+    future = client.submit(wait_for_gate, 7, tmp_path, pure=False)
+    first = began(tmp_path, 7, set())
+    os.kill(first, signal.SIGKILL)
+    second = began(tmp_path, 7, {first})
+    (tmp_path / "gate").touch()
+    assert future.result(timeout=60) == (7, "fake", second)
+
+
+def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
+    """The nanny's new process opens one before it takes its first task."""
+    client.wait_for_workers(2, timeout=60)
+    by_worker = {
+        address: client.submit(engine_and_process, 0, workers=[address], pure=False).result(timeout=60)
+        for address in client.scheduler_info()["workers"]
+    }
+    assert len(by_worker) == 2
+    assert all(engine == "fake" for _, engine, _ in by_worker.values())
+
+
+def test_an_engine_that_does_not_open_is_an_error_of_the_task() -> None:
+    with (
+        open_cluster(Site(name="test", workers=1), open_broken, slots=1) as cluster,
+        distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
+        pytest.raises(EngineError, match="no GPU answers on device 3"),
+    ):
+        client.submit(engine_and_process, 0).result(timeout=60)
+
+
+def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the scheduler waits for a sign of life, which is 5 s at least."""
+    monkeypatch.setitem(DASK_SETTINGS, "distributed.scheduler.worker-ttl", "1s")
+    slow = partial(open_slowly, tmp_path, 9.0)
+    with (
+        open_cluster(Site(name="test", workers=1), slow, slots=1) as cluster,
+        distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
+    ):
+        _, engine, process = client.submit(engine_and_process, 0).result(timeout=60)
+    assert engine == "fake"
+    assert [file.name for file in tmp_path.glob("opened-*")] == [f"opened-{process}"]  # no other was begun
+
+
+def test_a_mapped_flow_runs_on_the_workers(cluster: Cluster, prefect_url: str) -> None:
+    wrapped = task(name="ask")(engine_and_process)
+    asking = flow(name="asking")(lambda: wrapped.map(range(4)).result())
+    answers = asking.with_options(task_runner=task_runner(cluster))()
+    assert [(number, engine) for number, engine, _ in answers] == [(number, "fake") for number in range(4)]
+
+
+def began(folder: Path, number: int, but: set[int]) -> int:
+    """Wait for a task to begin in a process not named, and return that."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for file in folder.glob(f"began-{number}-*"):
+            process = int(file.name.split("-")[2])
+            if process not in but:
+                return process
+        time.sleep(0.05)
+    raise AssertionError("the task has not begun")

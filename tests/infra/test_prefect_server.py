@@ -1,0 +1,113 @@
+"""A Prefect API for a run. The servers are real; each start costs 5 to 15 s, so there are few."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from infra.prefect_server import prefect_api
+from tasks.core.errors import SettingsError, ShoalError
+
+#: Opens an API, runs a tiny flow, and tells whether the API knows of it.
+RUN = """
+import sys
+from pathlib import Path
+from infra.prefect_server import prefect_api
+with prefect_api(log_folder=Path(sys.argv[1]), announce=print) as url:
+    from prefect import flow, settings, task
+    assert settings.PREFECT_API_URL.value() == url, settings.PREFECT_API_URL.value()
+    double = task(lambda number: 2 * number, name="double")
+    assert flow(lambda: [double(number) for number in range(3)], name=sys.argv[2])() == [0, 2, 4]
+    import httpx
+    flows = httpx.post(f"{url}/flows/filter", json={}).json()
+    assert sys.argv[2] in [found["name"] for found in flows], flows
+"""
+
+
+def start(folder: Path, name: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Run a flow in a process of its own, as `shoal run` does."""
+    logs = folder / name
+    logs.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(logs), name],
+        env={**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """Wait for it, expect success, and return what it said."""
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No API is configured; the Prefect home is empty."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def servers() -> list[psutil.Process]:
+    """Servers that we are the parent of."""
+    return [child for child in psutil.Process().children() if "server" in child.cmdline()]
+
+
+def test_a_flow_runs_on_the_sessions_server(prefect_url: str, tmp_path: Path) -> None:
+    assert httpx.get(f"{prefect_url}/health").json() is True
+    assert "starting" not in finished(start(tmp_path, "given", {"PREFECT_API_URL": prefect_url}))
+
+
+def test_a_configured_api_that_does_not_answer(unset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    with (
+        pytest.raises(SettingsError, match=r"http://127\.0\.0\.1:1/api does not answer.*unset PREFECT_API_URL"),
+        prefect_api(log_folder=unset, announce=print),
+    ):
+        pytest.fail("entered")
+
+
+def test_a_server_that_dies_tells_why(unset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{unset}/none/x.db")
+    with (
+        pytest.raises(ShoalError, match="unable to open database file"),
+        prefect_api(log_folder=unset, announce=lambda line: None),
+    ):
+        pytest.fail("entered")
+
+
+def test_two_runs_at_once_on_a_new_home(unset: Path) -> None:
+    both = [start(unset, name, {}) for name in ("first", "second")]
+    said = [finished(process) for process in both]
+    assert all("starting a Prefect server" in each for each in said)
+    assert (unset / "home" / "prefect.db").exists()
+
+
+def test_neither_profiles_nor_proxies_come_between(unset: Path) -> None:
+    """A profile without an address, as Prefect's own default is, and a proxy that can't reach our loopback."""
+    home = unset / "home"
+    home.mkdir()
+    (home / "profiles.toml").write_text('active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "WARNING"\n')
+    nowhere = "http://127.0.0.1:9"
+    finished(start(unset, "proxied", {"http_proxy": nowhere, "HTTP_PROXY": nowhere, "no_proxy": "", "NO_PROXY": ""}))
+
+
+def test_it_is_ended_and_the_environment_put_back_after_an_error(unset: Path) -> None:
+    environment, before = dict(os.environ), servers()
+    with pytest.raises(KeyError), prefect_api(log_folder=unset, announce=lambda line: None) as url:  # noqa: PT012
+        assert os.environ["PREFECT_API_URL"] == url
+        (ours,) = [server for server in servers() if server not in before]
+        assert not ours.children()  # one process, which dies with us
+        raise KeyError
+    assert not ours.is_running()
+    assert dict(os.environ) == environment
