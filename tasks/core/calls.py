@@ -33,6 +33,59 @@ class EngineIdentity:
     stride: int
     #: GPU names, `_` for spaces; empty on CPU.
     gpu: str = ""
+    #: Names of the modified-base models.
+    modified_base_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModifiedBases:
+    """Modified bases of one call, as SAM has them (SAM optional fields specification, section 1.7)."""
+
+    #: Value of the `MM` tag, e.g. `C+h?,5,12;C+m?,5,12;`.
+    positions: str
+    #: Value of the `ML` tag: probabilities in 256ths, uint8, in the order of `positions`.
+    probabilities: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Barcode:
+    """What demultiplexing found in one call."""
+
+    #: `barcode01`, …, or `unclassified`.
+    arrangement: str
+    #: Kit the barcode is of; empty when unclassified.
+    kit: str = ""
+    variant: str = ""
+    #: From the sample sheet; empty without one.
+    alias: str = ""
+    #: From the sample sheet (`test_sample`, …); empty without one.
+    type: str = ""
+    score: float = -1.0
+    front_score: float = -1.0
+    front_foundseq_length: int = -1
+    front_begin_index: int = -1
+    rear_score: float = -1.0
+    rear_foundseq_length: int = -1
+    rear_end_index: int = -1
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder and of the read group: the alias, else the arrangement."""
+        return self.alias or self.arrangement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolyTail:
+    """A poly-A or poly-T tail: dorado's tags `pt` and `pa`."""
+
+    #: Bases; -1: the tail was not found, 0: its length can't be told.
+    length: int
+    #: Samples from the start of the read: anchor, then start and end of the tail and of a second part; -1: none.
+    anchor: int = -1
+    start: int = -1
+    end: int = -1
+    start_2: int = -1
+    end_2: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +115,17 @@ class BasecalledRead:
     scaling_midpoint: float = 0.0
     scaling_dispersion: float = 0.0
     scaling_version: str = "quantile"
+    modified: ModifiedBases | None = None
+    #: None: the engine was not asked to demultiplex.
+    barcode: Barcode | None = None
+    #: None: the engine was not asked to look for one.
+    poly_tail: PolyTail | None = None
+    #: Lines of SAM, the primary one first, as the engine's aligner wrote them; None: it was not asked to align.
+    alignments: tuple[str, ...] | None = None
+    #: Ids of the template and complement reads that this duplex call is made of.
+    duplex_parents: tuple[str, str] | None = None
+    #: Tag `dx`: 1 duplex, 0 simplex, -1 simplex that is also part of a duplex call.
+    duplex: int = 0
 
 
 @dataclass(frozen=True, slots=True)
