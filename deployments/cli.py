@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -102,21 +103,27 @@ class RunOptions:
     bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
     rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
     strict: Annotated[bool | None, _from(RunSettings, "strict")] = None
+    log_level: Annotated[str | None, _from(RunSettings, "log_level")] = None
     settings: Annotated[Path | None, Parameter(help="Settings file (TOML); the command line wins over it.")] = None
 
-    def resolve(self, inputs: tuple[Path, ...]) -> RunSettings:
-        """Merge with settings file and environment, and check."""
+    def resolve(self, inputs: tuple[Path, ...], *, out: Path | None = None) -> RunSettings:
+        """Merge with settings file and environment, and check.
+
+        Args:
+            out: Output folder where nothing names one.
+        """
 
         def given(*fields: str, **renamed: str) -> dict[str, Any]:
             names = {**{field: field for field in fields}, **renamed}
             return {key: getattr(self, name) for key, name in names.items() if getattr(self, name) is not None}
 
         return resolve_settings(
+            defaults={"out": out} if out else {},
             file=self.settings,
             environment=os.environ,
             command_line={
                 **({"input": inputs} if inputs else {}),
-                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict"),
+                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict", "log_level"),
                 "engine": given("model", "threads", "rate", kind="engine"),
                 "output": given("min_qscore", "headers", "summary", "files"),
             },
@@ -148,8 +155,9 @@ def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -
     input
         Folders (searched for *.pod5, recursively) and POD5 files.
     """
-    settings = options.resolve(input)
-    launched = plan_input(settings)
+    with TemporaryDirectory() as nowhere:
+        settings = options.resolve(input, out=Path(nowhere))
+        launched = plan_input(settings)
     if settings.strict:
         refuse_flaws(launched.plan)
     slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))

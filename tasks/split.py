@@ -345,6 +345,14 @@ class _BatchWriter:
         except SupersededError as error:
             logger.warning("%s", error)
             return False
+        logger.info(
+            "batch %s committed: %d reads, %d samples, %d called, %d skipped, %d quarantined",
+            self.batch.batch_id,
+            self.batch.reads,
+            self.batch.samples,
+            *(counts[fate.value] for fate in (Fate.CALLED, Fate.SKIPPED, Fate.QUARANTINED)),
+        )
+        logger.debug("batch %s took %s", self.batch.batch_id, manifest["metrics"])
         return True
 
 
