@@ -65,7 +65,7 @@ def merge_stage(settings: RunSettings) -> MergedRun:
     return merged
 
 
-launch_flow = flow(name="launch", flow_run_name="launch {settings.out.name}", validate_parameters=False)(launch_stage)
-split_flow = flow(name="split", flow_run_name="split {settings.out.name}", validate_parameters=False)(split_stage)
-merge_flow = flow(name="merge", flow_run_name="merge {settings.out.name}", validate_parameters=False)(merge_stage)
+launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)
+split_flow = flow(name="split", flow_run_name="split · {settings.out.name}", validate_parameters=False)(split_stage)
+merge_flow = flow(name="merge", flow_run_name="merge · {settings.out.name}", validate_parameters=False)(merge_stage)
 basecall_flow = flow(name="basecall", flow_run_name="{settings.out.name}")(basecall)

@@ -21,12 +21,13 @@ import threading
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,9 +50,12 @@ from tasks.settings import OutputSettings
 logger = logging.getLogger(__name__)
 
 #: Samples read ahead of the engine. A read longer than this passes alone.
-READ_AHEAD = 8_000_000
+READ_AHEAD = 2_000_000
 #: Samples of answered reads waiting for the writer.
-WRITE_BEHIND = 16_000_000
+WRITE_BEHIND = 4_000_000
+#: Samples and reads handed over at once: a lock and a clock per group, not per read.
+GROUP_SAMPLES = 250_000
+GROUP_READS = 64
 
 FATE_COLUMNS = pa.schema(
     [
@@ -65,6 +69,8 @@ FATE_COLUMNS = pa.schema(
     ]
 )
 
+T = TypeVar("T")
+Answer = tuple[Read | Unreadable, Outcome]
 #: Told after each group of answers: batch id, reads answered in it, reads and samples answered in all.
 Progress = Callable[[str, int, int], None]
 
@@ -131,7 +137,7 @@ class _Pipeline:
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
         self.reads: Channel[Read] = Channel(READ_AHEAD)
-        self.answers: Channel[tuple[Read | Unreadable, Outcome]] = Channel(WRITE_BEHIND)
+        self.answers: Channel[Answer] = Channel(WRITE_BEHIND)
         #: Position of each batch's first read in the bundle.
         self.starts = [0]
         for batch in batches:
@@ -160,18 +166,23 @@ class _Pipeline:
 
     def _read(self) -> None:
         clock = self.metrics.clock()
+        for group, samples in _groups(self._rows(), lambda read: read.num_samples):
+            clock.mark("reading", len(group), 2 * samples)
+            self.reads.put(group, samples)
+            clock.mark("waiting_for_room")
+        self.reads.close()
+
+    def _rows(self) -> Iterator[Read]:
+        """Read the bundle's rows; those that can't be read are answered at once."""
         position = 0
         for batch in self.batches:
             for part in batch.slices:
                 for read in read_rows(part.file, part.start, part.stop, position):
                     position = read.position + 1
                     if isinstance(read, Read):
-                        clock.mark("reading", 1, 2 * read.num_samples)
-                        self.reads.put(read, read.num_samples)
-                        clock.mark("waiting_for_room")
+                        yield read
                     else:
-                        self.answers.put((read, Outcome.quarantined(read.reason)), 1)
-        self.reads.close()
+                        self.answers.put([(read, Outcome.quarantined(read.reason))], 1)
 
     def _call(self) -> None:
         clock = self.metrics.clock()
@@ -185,9 +196,9 @@ class _Pipeline:
                     return
                 yield from group
 
-        for read, outcome in self.engine.basecall(reads()):
-            clock.mark("calling", 1, 2 * read.num_samples)
-            self.answers.put((read, outcome), read.num_samples)
+        for group, samples in _groups(self.engine.basecall(reads()), lambda answer: answer[0].num_samples):
+            clock.mark("calling", len(group), 2 * samples)
+            self.answers.put(group, samples)
             clock.mark("waiting_to_write")
         self.answers.close()
 
@@ -223,6 +234,20 @@ class _Pipeline:
 
     def _open(self, number: int) -> _BatchWriter:
         return _BatchWriter(self, self.batches[number], self.starts[number])
+
+
+def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+    """Gather a stream into groups, each with the samples in it."""
+    group: list[T] = []
+    samples = 0
+    for thing in things:
+        group.append(thing)
+        samples += samples_of(thing)
+        if samples >= GROUP_SAMPLES or len(group) >= GROUP_READS:
+            yield group, samples
+            group, samples = [], 0
+    if group:
+        yield group, samples
 
 
 class _BatchWriter:
@@ -324,7 +349,8 @@ class _BatchWriter:
         columns = zip(*self.fates, strict=True)
         fates = [pa.array(column, field.type) for column, field in zip(columns, FATE_COLUMNS, strict=True)]
         pq.write_table(pa.table(fates, FATE_COLUMNS), self.folder / FATES)
-        counts = {fate.value: sum(1 for row in self.fates if row[3] == fate.value) for fate in Fate}
+        counted = Counter(row[3] for row in self.fates)
+        counts = {fate.value: counted[fate.value] for fate in Fate}
         manifest = {
             "batch": self.batch.number,
             "batch_id": self.batch.batch_id,

@@ -30,12 +30,15 @@ class Proof:
 def prove(planned: npt.NDArray[np.uint8], recorded: npt.NDArray[np.uint8]) -> Proof:
     """Compare read ids exactly, all 128 bits, by sorting; ids are UUID bytes, uint8, shape (n, 16).
 
-    Holds about 64 bytes per id.
+    Holds about 64 bytes per id besides the arguments; some 150 when the two differ.
     """
     wanted = _sorted(planned)
     found = _sorted(recorded)
     again = np.zeros(len(found), bool)
     again[1:] = (found[1:] == found[:-1]).all(axis=1)
+    if not again.any() and np.array_equal(wanted, found):
+        none = np.empty((0, 16), np.uint8)
+        return Proof(planned=len(planned), recorded=len(recorded), missing=none, doubled=none, foreign=none)
     once = found[~again]
     return Proof(
         planned=len(planned),
