@@ -34,7 +34,7 @@ from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.workspace import Workspace, read_json
-from tasks.launch import Launched, bundles_left, plan_input, refuse_flaws
+from tasks.launch import bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
 from tasks.merge import merged_before
 from tasks.progress import Watch
@@ -300,12 +300,7 @@ def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
 
 def _run(settings: RunSettings, display: Display) -> int:
     workspace = Workspace(settings.out)
-    load_site(settings.site)
-    launched = plan_input(settings)  # the same that the flow's launch does; here, it refuses before anything starts
-    if settings.strict:
-        refuse_flaws(launched.plan)
-    display.refusals(launched.plan)
-    if not launched.left and (merged := _done(workspace, launched)):
+    if merged := _done(settings, display):
         display.say(f"{settings.out} is complete already; nothing was done")
         display.result(merged, _flawed(workspace))
         return _verdict(merged)
@@ -320,8 +315,17 @@ def _run(settings: RunSettings, display: Display) -> int:
     return _verdict(merged)
 
 
-def _done(workspace: Workspace, launched: Launched) -> MergedRun | None:
-    merged = merged_before(workspace) if workspace.merged.exists() else None
+def _done(settings: RunSettings, display: Display) -> MergedRun | None:
+    """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
+    load_site(settings.site)
+    launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
+    if settings.strict:
+        refuse_flaws(launched.plan)
+    display.refusals(launched.plan)
+    workspace = Workspace(settings.out)
+    if launched.left or not workspace.merged.exists():
+        return None
+    merged = merged_before(workspace)
     return merged if merged and merged.reads == len(launched.reads.read_ids) else None
 
 
