@@ -27,11 +27,9 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
-    pq.write_table(pa.Table.from_pylist([asdict(file) for file in plan.files], FILES), new / "files.parquet")
+    input_file_table(plan.files, new / "files.parquet")
     pq.write_table(
-        pa.Table.from_pylist(
-            [{**asdict(batch), "slices": list(map(asdict, batch.slices))} for batch in plan.batches], BATCHES
-        ),
+        pa.Table.from_pylist([asdict(batch) for batch in plan.batches], BATCHES),
         new / "batches.parquet",
         row_group_size=256,
     )
