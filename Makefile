@@ -18,7 +18,16 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/shoal demo --out demo-run
 
-test: setup lint
+# Programs that read what we write, each in an environment of its own: their needs and ours exclude each other.
+.venv/readers/.ready: .venv/.ready tests/readers/nanoplot.txt tests/readers/toulligqc.txt
+	for reader in nanoplot toulligqc; do \
+	  $(PYTHON) -m venv .venv/readers/$$reader && \
+	  .venv/readers/$$reader/bin/pip install --quiet --disable-pip-version-check -r tests/readers/$$reader.txt || \
+	  { rm -rf .venv/readers/$$reader; echo "$$reader can't be installed here: its test will be skipped"; }; \
+	done
+	touch $@
+
+test: setup .venv/readers/.ready lint
 	$(BIN)/python -m pytest
 
 lint: setup
