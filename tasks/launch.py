@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tasks.core.batches import Batch, Bundle, bundle
 from tasks.core.errors import ChemistryError, InputError, SettingsError
@@ -110,8 +112,9 @@ def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Foun
         files.append(FoundFile(path=str(path), size=index.size, reads=len(index.read_ids)))
     place = {key: i for i, key in enumerate(runs)}
 
-    def joined(arrays: list[np.ndarray], dtype: type, shape: tuple[int, ...] = (0,)) -> np.ndarray:
-        return np.concatenate([np.empty(shape, dtype), *arrays]).astype(dtype, copy=False)
+    def joined(arrays: list[npt.NDArray[Any]], dtype: type, shape: tuple[int, ...] = (0,)) -> npt.NDArray[Any]:
+        whole: npt.NDArray[Any] = np.concatenate([np.empty(shape, dtype), *arrays]).astype(dtype, copy=False)
+        return whole
 
     return Found(
         runs=tuple(runs.values()),

@@ -71,7 +71,8 @@ def first_occurrence(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 def _words(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """View ids as two 64-bit words each, so that they sort like their text."""
-    return np.ascontiguousarray(read_ids).view(">u8").astype(np.uint64).reshape(-1, 2)
+    words: npt.NDArray[np.uint64] = np.ascontiguousarray(read_ids).view(">u8").astype(np.uint64).reshape(-1, 2)
+    return words
 
 
 def _bytes(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
