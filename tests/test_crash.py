@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def die(stage: str, at: int, given: RunSettings) -> bool:
     file = given.out.parent / "settings.json"
     file.write_text(given.model_dump_json())
     command = [sys.executable, "-m", "tests.crash", stage, str(at), str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 9), done.stderr
     return done.returncode == 9
 

@@ -71,8 +71,7 @@ def first_occurrence(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 def _words(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """View ids as two 64-bit words each, so that they sort like their text."""
-    words: npt.NDArray[np.uint64] = np.ascontiguousarray(read_ids).view(">u8").astype(np.uint64).reshape(-1, 2)
-    return words
+    return np.ascontiguousarray(read_ids).view(">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _bytes(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
@@ -81,7 +80,8 @@ def _bytes(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
 
 def _sorted(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     words = _words(read_ids)
-    return words[np.lexsort((words[:, 1], words[:, 0]))]
+    ordered: npt.NDArray[np.uint64] = words[np.lexsort((words[:, 1], words[:, 0]))]
+    return ordered
 
 
 def _contains(ordered: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
