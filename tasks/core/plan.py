@@ -128,9 +128,9 @@ def extend_plan(
             f"{int(lost.sum())} reads of this run folder's plan that are not called yet are not in the input any more, "
             f"e.g. of {path}; give the input that the run was begun with, or another output folder"
         )
-    added_plan, added = _assemble(
-        found, new, batch_samples, duplicates=~(new | (known & (where[first % max(n, 1)] == np.arange(len(first)))))
-    )
+    counted_here = new.copy()
+    counted_here[where[~gone]] = True
+    added_plan, added = _assemble(found, new, batch_samples, duplicates=~counted_here)
     runs, run_place = _merged_runs(plan, added_plan)
     kept_files = sorted(set(planned.file[gone].tolist()))
     file_place = {old: len(found.files) + i for i, old in enumerate(kept_files)}

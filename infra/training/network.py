@@ -1,0 +1,43 @@
+"""The network: convolutions that take the rate down six-fold, recurrent layers that look both ways in turn."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from infra.training.squiggles import AUX
+
+
+class Network(nn.Module):
+    """Signal (batch, 1, samples) to logits (batch, samples / 3, 5) of the symbols NACGT, N the blank.
+
+    `width` channels in `layers` LSTM layers. The auxiliary head, which asks each frame for the bases in the pore, only
+    serves training.
+    """
+
+    def __init__(self, width: int = 96, layers: int = 3) -> None:
+        super().__init__()
+        self.settings = {"width": width, "layers": layers}
+        self.conv1 = nn.Conv1d(1, 16, 5, padding=2, bias=False)
+        self.norm1 = nn.BatchNorm1d(16)
+        self.conv2 = nn.Conv1d(16, 48, 13, stride=3, padding=6, bias=False)
+        self.norm2 = nn.BatchNorm1d(48)
+        self.conv3 = nn.Conv1d(48, width, 10, stride=2, padding=4, bias=False)
+        self.norm3 = nn.BatchNorm1d(width)
+        self.lstm = nn.ModuleList([nn.LSTM(width, width) for _ in range(layers)])
+        self.out = nn.Linear(width, 2 * 5)
+        self.aux = nn.Linear(width, 2 * 4 * AUX)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits, and the auxiliary logits of shape (batch, samples / 3, AUX, 4)."""
+        x = nn.functional.silu(self.norm1(self.conv1(x)))
+        x = nn.functional.silu(self.norm2(self.conv2(x)))
+        x = nn.functional.silu(self.norm3(self.conv3(x)))
+        x = x.permute(2, 0, 1)
+        for lstm in self.lstm:
+            x, _ = lstm(x.flip(0))
+        if len(self.lstm) % 2:
+            x = x.flip(0)
+        x = x.transpose(0, 1)
+        batch, frames, _ = x.shape
+        return self.out(x).reshape(batch, 2 * frames, 5), self.aux(x).reshape(batch, 2 * frames, AUX, 4)
