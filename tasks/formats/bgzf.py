@@ -47,13 +47,18 @@ class BgzfWriter:
             del self._buffer[:whole]
             self._file.write(b"".join(block(view[at : at + PAYLOAD]) for at in range(0, whole, PAYLOAD)))
 
+    def flush(self) -> None:
+        """Write what is gathered, so that what comes next begins a block."""
+        if self._buffer:
+            self._file.write(block(bytes(self._buffer)))
+            self._buffer.clear()
+
     def close(self) -> None:
         """Write what is left and the end-of-file block. Harmless when called twice."""
         if self._closed:
             return
         self._closed = True
-        if self._buffer:
-            self._file.write(block(bytes(self._buffer)))
+        self.flush()
         self._file.write(EOF_BLOCK)
 
 
@@ -66,15 +71,19 @@ def block(data: bytes) -> bytes:
     return b"".join((head, deflated, _TRAILER.pack(isal_zlib.crc32(data), len(data))))
 
 
-def join(parts: Sequence[Path], target: BinaryIO) -> None:
+def join(parts: Sequence[Path], target: BinaryIO, *, skip: Sequence[int] = ()) -> None:
     """Join BGZF files without recompression: each part's blocks, and one end-of-file block.
+
+    Args:
+        skip: Bytes, whole blocks, to leave out at each part's beginning; none when empty.
 
     Raises:
         InputError: a part does not end as a BGZF file does.
     """
-    for part in parts:
-        left = part.stat().st_size - len(EOF_BLOCK)
+    for part, start in zip(parts, skip or (0,) * len(parts), strict=True):
+        left = part.stat().st_size - len(EOF_BLOCK) - start
         with part.open("rb") as file:
+            file.seek(start)
             while left > 0:
                 data = file.read(min(left, 1 << 20))
                 if not data:

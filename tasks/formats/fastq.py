@@ -39,7 +39,7 @@ class FastqFormatter:
             self._record = self._dorado
             self._head = f"RG:Z:{run_id}_{word(identity.model)}"
             self._gpu = f"\tDS:Z:gpu:{identity.gpu}" if identity.gpu else ""
-            acquisition = f"\tDT:Z:{timestamp(self._epoch_ms)}" if self._epoch_ms is not None else ""
+            acquisition = f"\tDT:Z:{dorado_time(self._epoch_ms)}" if self._epoch_ms is not None else ""
             self._tail = f"\tPU:Z:{word(run.flow_cell_id) or UNKNOWN}{acquisition}"
 
     def record(self, read: Read, call: BasecalledRead) -> bytes:
@@ -48,20 +48,20 @@ class FastqFormatter:
         return b"@%s\n%s\n+\n%s\n" % (header.encode(), call.sequence, call.qstring)
 
     def _minknow(self, read: Read, call: BasecalledRead) -> str:
-        started = f" start_time={self._started(read, call)}" if self._epoch_ms is not None else ""
+        started = f" start_time={timestamp(self._started_ms(read, call))}" if self._epoch_ms is not None else ""
         return (
             f"{call.read_id} {self._head} ch={read.channel}{started} {self._tail} "
             f"parent_read_id={call.parent_read_id} {self._model}{self._gpu}"
         )
 
     def _dorado(self, read: Read, call: BasecalledRead) -> str:
-        started = f"\tst:Z:{self._started(read, call)}" if self._epoch_ms is not None else ""
+        started = f"\tst:Z:{dorado_time(self._started_ms(read, call))}" if self._epoch_ms is not None else ""
         called = f"qs:f:{call.mean_qscore:g}\tch:i:{read.channel}"
         return f"{call.read_id}\t{self._head}{started}{self._gpu}\t{called}{self._tail}"
 
-    def _started(self, read: Read, call: BasecalledRead) -> str:
+    def _started_ms(self, read: Read, call: BasecalledRead) -> int:
         """Return when the signal of this call began; a split read begins within its parent."""
-        return timestamp((self._epoch_ms or 0) + (read.start_sample + call.split_point) * 1000 // self._rate)
+        return (self._epoch_ms or 0) + (read.start_sample + call.split_point) * 1000 // self._rate
 
 
 def timestamp(milliseconds: int) -> str:
@@ -69,6 +69,11 @@ def timestamp(milliseconds: int) -> str:
     seconds, rest = divmod(milliseconds, 1000)
     year, month, day, hour, minute, second, *_ = time.gmtime(seconds)
     return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}.{rest:03d}+00:00"
+
+
+def dorado_time(milliseconds: int) -> str:
+    """Write milliseconds since the epoch as dorado does: six decimals, of which it knows three."""
+    return timestamp(milliseconds).replace("+", "000+")
 
 
 def word(text: str) -> str:
