@@ -11,13 +11,23 @@ setup: .venv/.ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Shoal needs Python 3.10 or newer; give one: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ont,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[accuracy]' 2>/dev/null || echo "mappy can't be built here (it needs a C compiler and zlib's headers): its test will be skipped"
 	$(BIN)/python -m compileall -q .venv/lib || true
 	touch $@
 
 demo: setup
 	$(BIN)/shoal demo --out demo-run
 
-test: setup lint
+# Programs that read what we write, each in an environment of its own: their needs and ours exclude each other.
+.venv/readers/.ready: .venv/.ready tests/readers/nanoplot.txt tests/readers/toulligqc.txt
+	for reader in nanoplot toulligqc; do \
+	  $(PYTHON) -m venv .venv/readers/$$reader && \
+	  .venv/readers/$$reader/bin/pip install --quiet --disable-pip-version-check -r tests/readers/$$reader.txt || \
+	  { rm -rf .venv/readers/$$reader; echo "$$reader can't be installed here: its test will be skipped"; }; \
+	done
+	touch $@
+
+test: setup .venv/readers/.ready lint
 	$(BIN)/python -m pytest
 
 lint: setup

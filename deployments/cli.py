@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -33,7 +34,7 @@ from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.workspace import Workspace, read_json
-from tasks.launch import Launched, bundles_left, plan_input, refuse_flaws
+from tasks.launch import bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
 from tasks.merge import merged_before
 from tasks.progress import Watch
@@ -102,21 +103,27 @@ class RunOptions:
     bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
     rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
     strict: Annotated[bool | None, _from(RunSettings, "strict")] = None
+    log_level: Annotated[str | None, _from(RunSettings, "log_level")] = None
     settings: Annotated[Path | None, Parameter(help="Settings file (TOML); the command line wins over it.")] = None
 
-    def resolve(self, inputs: tuple[Path, ...]) -> RunSettings:
-        """Merge with settings file and environment, and check."""
+    def resolve(self, inputs: tuple[Path, ...], *, out: Path | None = None) -> RunSettings:
+        """Merge with settings file and environment, and check.
+
+        Args:
+            out: Output folder where nothing names one.
+        """
 
         def given(*fields: str, **renamed: str) -> dict[str, Any]:
             names = {**{field: field for field in fields}, **renamed}
             return {key: getattr(self, name) for key, name in names.items() if getattr(self, name) is not None}
 
         return resolve_settings(
+            defaults={"out": out} if out else {},
             file=self.settings,
             environment=os.environ,
             command_line={
                 **({"input": inputs} if inputs else {}),
-                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict"),
+                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict", "log_level"),
                 "engine": given("model", "threads", "rate", kind="engine"),
                 "output": given("min_qscore", "headers", "summary", "files"),
             },
@@ -148,8 +155,9 @@ def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -
     input
         Folders (searched for *.pod5, recursively) and POD5 files.
     """
-    settings = options.resolve(input)
-    launched = plan_input(settings)
+    with TemporaryDirectory() as nowhere:
+        settings = options.resolve(input, out=Path(nowhere))
+        launched = plan_input(settings)
     if settings.strict:
         refuse_flaws(launched.plan)
     slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))
@@ -292,12 +300,7 @@ def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
 
 def _run(settings: RunSettings, display: Display) -> int:
     workspace = Workspace(settings.out)
-    load_site(settings.site)
-    launched = plan_input(settings)  # the same that the flow's launch does; here, it refuses before anything starts
-    if settings.strict:
-        refuse_flaws(launched.plan)
-    display.refusals(launched.plan)
-    if not launched.left and (merged := _done(workspace, launched)):
+    if merged := _done(settings, display):
         display.say(f"{settings.out} is complete already; nothing was done")
         display.result(merged, _flawed(workspace))
         return _verdict(merged)
@@ -312,8 +315,17 @@ def _run(settings: RunSettings, display: Display) -> int:
     return _verdict(merged)
 
 
-def _done(workspace: Workspace, launched: Launched) -> MergedRun | None:
-    merged = merged_before(workspace) if workspace.merged.exists() else None
+def _done(settings: RunSettings, display: Display) -> MergedRun | None:
+    """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
+    load_site(settings.site)
+    launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
+    if settings.strict:
+        refuse_flaws(launched.plan)
+    display.refusals(launched.plan)
+    workspace = Workspace(settings.out)
+    if launched.left or not workspace.merged.exists():
+        return None
+    merged = merged_before(workspace)
     return merged if merged and merged.reads == len(launched.reads.read_ids) else None
 
 

@@ -27,6 +27,8 @@ LOOK_EVERY = 0.5
 PLAIN_EVERY = 10
 #: Lines shown of a long list; the run folder has the rest.
 LISTED = 20
+#: What people see for a figure's name, where that is not the name itself.
+_LABELS = {"estimated_seconds": "estimated time", "estimated_bytes": "estimated disk"}
 
 
 class Display:
@@ -55,7 +57,10 @@ class Display:
         if self._json:
             self._dump({**figures, "not_whole": [asdict(file) for file in _flawed(plan.files)]})
             return
-        self._table("plan", [(name.replace("_", " "), _figure(name, value)) for name, value in figures.items()])
+        self._table(
+            "plan",
+            [(_LABELS.get(name, name.replace("_", " ")), _figure(name, value)) for name, value in figures.items()],
+        )
         runs = Table("run", "flow cell", "kit", "Hz", "reads", "samples", "")
         for run in plan.runs:
             info = run.info
@@ -213,5 +218,5 @@ def _figure(name: str, value: int) -> str:
         hours, rest = divmod(value, 3600)
         return f"{hours} h {rest // 60} min {rest % 60} s"
     if name == "estimated_bytes":
-        return f"{value / 1e9:,.2f} GB"
+        return f"{value / 1e9:,.2f} GB" if value > 1e9 else f"{value / 1e6:,.1f} MB"
     return f"{value:,}"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-from prefect import flow
+from prefect import flow, get_client, tags
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
 from infra.site import load_site
+from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.engines.registry import open_engine, slots_of
+from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
-from tasks.report import plan_markdown, result_markdown
+from tasks.report import plan_markdown, result_markdown, run_tags, run_title
 from tasks.settings import RunSettings
 
 
@@ -23,17 +26,31 @@ def basecall(settings: RunSettings) -> MergedRun:
 
     Safe to repeat: what is committed is not called again.
     """
-    launch_flow(settings)
+    plan = launch_flow(settings)
+    labels = run_tags(plan, settings)
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
     engine = partial(open_engine, settings.engine)
-    with open_cluster(load_site(settings.site), engine, slots=slots_of(settings.engine)) as cluster:
+    with (
+        tags(*labels),
+        open_cluster(
+            load_site(settings.site),
+            engine,
+            slots=slots_of(settings.engine),
+            logs=Workspace(settings.out).logs,
+            log_level=settings.log_level,
+        ) as cluster,
+    ):
         split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots)
-    return merge_flow(settings)
+    with tags(*labels):
+        return merge_flow(settings)
 
 
-def launch_stage(settings: RunSettings) -> None:
+def launch_stage(settings: RunSettings) -> Plan:
     """Scan the input and write the plan."""
     launched = launch(settings)
     create_markdown_artifact(plan_markdown(launched.plan), key="plan", description="What is in the input")
+    return launched.plan
 
 
 def split_stage(settings: RunSettings, slots: int) -> None:
@@ -48,7 +65,7 @@ def merge_stage(settings: RunSettings) -> MergedRun:
     return merged
 
 
-launch_flow = flow(name="launch", validate_parameters=False)(launch_stage)
-split_flow = flow(name="split", validate_parameters=False)(split_stage)
-merge_flow = flow(name="merge", validate_parameters=False)(merge_stage)
+launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)
+split_flow = flow(name="split", flow_run_name="split · {settings.out.name}", validate_parameters=False)(split_stage)
+merge_flow = flow(name="merge", flow_run_name="merge · {settings.out.name}", validate_parameters=False)(merge_stage)
 basecall_flow = flow(name="basecall", flow_run_name="{settings.out.name}")(basecall)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -12,7 +13,7 @@ import distributed
 from prefect_dask.task_runners import DaskTaskRunner
 
 from infra.site import Site
-from infra.workers import EnginePlugin
+from infra.workers import EnginePlugin, LogPlugin
 from tasks.engines.base import Engine
 
 #: Dask's own reactions. Results are small and released at once, so a worker's death costs only what it was doing.
@@ -39,7 +40,9 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(site: Site, open_engine: Callable[[], Engine], *, slots: int) -> Iterator[Cluster]:
+def open_cluster(
+    site: Site, open_engine: Callable[[], Engine], *, slots: int, logs: Path, log_level: str
+) -> Iterator[Cluster]:
     """Start a site's workers, each with an engine of its own, and end them with the block.
 
     Traffic is encrypted with temporary credentials, and everything listens on loopback only.
@@ -47,6 +50,8 @@ def open_cluster(site: Site, open_engine: Callable[[], Engine], *, slots: int) -
     Args:
         open_engine: Picklable by name; called once in each worker, again in each restarted one.
         slots: Bundles per worker, where the site does not say.
+        logs: Folder for a log file of each worker.
+        log_level: Name of the level from which they are written.
     """
     threads = site.slots or slots
     with (
@@ -63,6 +68,7 @@ def open_cluster(site: Site, open_engine: Callable[[], Engine], *, slots: int) -
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
+        client.register_plugin(LogPlugin(logs, log_level))
         client.register_plugin(EnginePlugin(open_engine))
         yield Cluster(address=cluster.scheduler_address, slots=site.workers * threads, security=cluster.security)
 

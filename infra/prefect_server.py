@@ -41,6 +41,8 @@ CLIENT_SETTINGS = {
 }
 #: Seconds between lines that say we still wait.
 PATIENCE = 30.0
+#: Seconds given to the last logs and events.
+DELIVERY = 20.0
 
 
 @contextmanager
@@ -77,7 +79,18 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterato
             process = spawn(command, log=log, environment=environment)
             stack.callback(end, process)
             _wait(process, url, log, announce)
+        stack.callback(_deliver)
         yield url
+
+
+def _deliver() -> None:
+    """Send what Prefect's client still holds while the server is there; else it tries for a minute after us."""
+    if "prefect.logging" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=DELIVERY, at_exit=False)
 
 
 def _wait(process: Popen[bytes], url: str, log: Path, announce: Callable[[str], None]) -> None:

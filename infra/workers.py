@@ -26,6 +26,25 @@ PLUGIN = "shoal-engine"
 BEAT_EVERY = 1.0
 
 
+class LogPlugin(distributed.WorkerPlugin):
+    """Writes what our own code logs in a worker to a file of that worker's."""
+
+    name = "shoal-log"
+
+    def __init__(self, folder: Path, level: str) -> None:
+        self._folder = folder
+        self._level = level
+
+    def setup(self, worker: Any) -> None:
+        """Open the file. A nanny's next worker is another process, and gets another file."""
+        handler = logging.FileHandler(self._folder / f"{socket.gethostname()}.{os.getpid()}.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"))
+        for name in ("tasks", "infra", "flows"):
+            ours = logging.getLogger(name)
+            ours.addHandler(handler)
+            ours.setLevel(self._level)
+
+
 class EnginePlugin(distributed.WorkerPlugin):
     """Holds a worker's engine for as long as the worker lives; a restarted worker gets one again.
 

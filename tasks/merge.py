@@ -29,7 +29,7 @@ from tasks.engines.registry import identify
 from tasks.formats import layout
 from tasks.formats.bgzf import join
 from tasks.formats.commit import FATES, committed_ids, read_manifest
-from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_plan
+from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_id_text, read_plan
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.summary import write_summary
 from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json, write_text
@@ -121,7 +121,7 @@ def merged_before(workspace: Workspace) -> MergedRun | None:
 def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any]]) -> Counter[str]:
     """Write one row per planned read, in input order, and prove it against the plan; return the count of each fate.
 
-    Memory: the ids of plan and ledger, 32 bytes per read, and their comparison.
+    Memory: the ids of plan and ledger, 32 bytes per read, and as much again while they are compared.
     """
     target = workspace.ledger.with_name(".ledger.parquet.new")
     fates: Counter[str] = Counter()
@@ -217,7 +217,7 @@ def _ledger_rows(plan: Plan, reads: PlannedReads, parts: _Parts) -> tuple[Any, n
     places = np.sort(places)
     ids = read_id_bytes(joined)
     columns = {
-        "read_id": pa.array([format_read_id(row.tobytes()) for row in ids], pa.string()),
+        "read_id": read_id_text(ids),
         "run_id": _named(reads.run[places], [run.info.acquisition_id for run in plan.runs]),
         "file": _named(reads.file[places], [file.path for file in plan.files]),
         "row": pa.array(reads.row[places], pa.uint32()),

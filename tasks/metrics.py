@@ -6,19 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import TypedDict
 
-#: In the order of the pipeline. The waiting stages tell which side is slow: much `waiting_for_room` and
-#: `waiting_for_calls` means that the engine is busy, much `waiting_for_reads` that it is not fed fast enough.
-STAGES = (
-    "reading",
-    "waiting_for_room",
-    "waiting_for_reads",
-    "calling",
-    "waiting_to_write",
-    "waiting_for_calls",
-    "formatting",
-    "compressing",
-    "committing",
-)
+#: In the order of the pipeline. What `calling` takes in wall seconds beyond its CPU seconds is waiting for the engine;
+#: much `waiting_to_commit` means that the disk is too slow.
+STAGES = ("reading", "calling", "formatting", "compressing", "waiting_to_commit", "committing")
 
 
 class StageFigures(TypedDict):
@@ -31,7 +21,7 @@ class StageFigures(TypedDict):
 
 
 class Metrics:
-    """Figures of one pipeline. Each stage belongs to one thread, so nothing is locked."""
+    """Figures of one bundle. Each stage belongs to one thread, so nothing is locked."""
 
     def __init__(self) -> None:
         self._figures: dict[str, StageFigures] = {

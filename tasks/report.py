@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from tasks.core.calls import EngineIdentity
@@ -15,6 +16,8 @@ from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.settings import RunSettings
 
+#: Tags of a kind, at most.
+TAGS = 4
 #: What provenance gives the versions of.
 PACKAGES = (
     "shoal",
@@ -39,6 +42,25 @@ def provenance(settings: RunSettings, identity: EngineIdentity) -> dict[str, Any
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "host": {"name": socket.gethostname(), "system": platform.platform(), "command": sys.argv},
     }
+
+
+def run_title(plan: Plan) -> str:
+    """Name a run for people, after its largest acquisition: `FAX12345 sample-7 20261122`."""
+    runs = sorted(plan.runs, key=lambda run: run.samples, reverse=True)
+    if not runs:
+        return "nothing to call"
+    info = runs[0].info
+    started = f"{info.acquisition_start_time:%Y%m%d}" if info.acquisition_start_time else ""
+    others = f"and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return " ".join(filter(None, (info.flow_cell_id or "unknown", info.sample_id, started, others)))
+
+
+def run_tags(plan: Plan, settings: RunSettings) -> list[str]:
+    """Tag a run by what people search for: site, engine, and flow cells and run ids, a few of them."""
+    cells = sorted({run.info.flow_cell_id for run in plan.runs} - {""})
+    ids = sorted({run.info.acquisition_id[:8] for run in plan.runs})
+    site = Path(settings.site).stem
+    return [f"engine:{settings.engine.kind}", f"site:{site}", *cells[:TAGS], *(f"run:{name}" for name in ids[:TAGS])]
 
 
 def plan_markdown(plan: Plan) -> str:

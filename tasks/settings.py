@@ -81,6 +81,9 @@ class RunSettings(BaseModel):
     rounds: int = Field(
         4, title="Rounds", ge=1, le=20, description="how often what was not committed is tried, in smaller bundles"
     )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", title="Log level of the workers", description="each worker writes a log file in OUT/.shoal/logs"
+    )
     strict: bool = Field(False, title="Strict", description="refuse to run when any input can't be used")
 
     @field_validator("input", mode="after")
@@ -110,14 +113,18 @@ class RunSettings(BaseModel):
 
 
 def resolve_settings(
-    *, file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
+    *,
+    file: Path | None,
+    environment: Mapping[str, str],
+    command_line: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> RunSettings:
-    """Merge settings, file < environment < command line, and check them.
+    """Merge settings, defaults < file < environment < command line, and check them.
 
     Raises:
         SettingsError: names the key's path, the value and what is allowed, one line per mistake.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = dict(defaults or {})
     if file is not None:
         _merge(merged, read_toml(file))
     _merge(merged, _from_environment(environment))

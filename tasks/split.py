@@ -1,9 +1,13 @@
 """Split: a bundle in, committed batches out.
 
-Three threads make a pipeline, bounded in samples at each hand-over:
+One thread pulls: it reads a group of reads, the engine takes them as it has room, and what it answers is formatted and
+compressed. Another commits, for a commit waits for the disk.
 
-    reader  --reads-->  engine  --answers-->  writer
-    (pod5)              (caller's thread)     (format, compress, commit)
+    pod5 --reads--> engine --answers--> format, compress --whole batches--> commit
+
+Nothing is queued between these but in the engine, which bounds what it holds, in samples; so memory does not grow with
+batch, file or length of reads. One thread, since each hand-over of Python's lock costs more than reading a short read:
+three threads took twice the CPU. What overlaps is the engine's own work, and the slots and workers beside this one.
 
 One stream runs through all batches of the bundle: reads of the next batch are with the engine while the last ones of
 this batch come back, so the engine never runs dry between batches. Answers may come in any order; within a batch,
@@ -17,21 +21,21 @@ import hashlib
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.channel import Channel
 from tasks.core.batches import Batch, Bundle
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SupersededError
@@ -48,10 +52,11 @@ from tasks.settings import OutputSettings
 
 logger = logging.getLogger(__name__)
 
-#: Samples read ahead of the engine. A read longer than this passes alone.
-READ_AHEAD = 8_000_000
-#: Samples of answered reads waiting for the writer.
-WRITE_BEHIND = 16_000_000
+#: Samples and reads that pass a stage at once: a look at the clock per group, not per read.
+GROUP_SAMPLES = 250_000
+GROUP_READS = 64
+#: Whole batches that wait for the disk.
+COMMITS_WAITING = 2
 
 FATE_COLUMNS = pa.schema(
     [
@@ -65,6 +70,8 @@ FATE_COLUMNS = pa.schema(
     ]
 )
 
+T = TypeVar("T")
+Answer = tuple[Read | Unreadable, Outcome]
 #: Told after each group of answers: batch id, reads answered in it, reads and samples answered in all.
 Progress = Callable[[str, int, int], None]
 
@@ -95,7 +102,7 @@ def basecall_bundle(
 
     Args:
         run_numbers: The plan's number of each run, by its key.
-        progress: Told of answered reads; called from the writer's thread.
+        progress: Told of answered reads.
 
     Raises:
         EngineError: the engine broke. Batches committed before stay committed.
@@ -109,7 +116,7 @@ def basecall_bundle(
 
 
 class _Pipeline:
-    """The three threads of one bundle and what they hand over."""
+    """One bundle on its way through reading, calling, writing."""
 
     def __init__(
         self,
@@ -130,114 +137,107 @@ class _Pipeline:
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
-        self.reads: Channel[Read] = Channel(READ_AHEAD)
-        self.answers: Channel[tuple[Read | Unreadable, Outcome]] = Channel(WRITE_BEHIND)
+        #: Reads that can't be read, answered without the engine.
+        self.unreadable: deque[Answer] = deque()
         #: Position of each batch's first read in the bundle.
         self.starts = [0]
         for batch in batches:
             self.starts.append(self.starts[-1] + batch.reads)
 
     def run(self) -> BundleReport:
-        reader = threading.Thread(target=self._guarded, args=(self._read,), name="reader", daemon=True)
-        writer = threading.Thread(target=self._guarded, args=(self._write,), name="writer", daemon=True)
-        self.report = BundleReport(committed=0, superseded=0, reads=0, samples=0)
-        reader.start()
-        writer.start()
-        self._guarded(self._call)
-        reader.join()
-        writer.join()
-        if self.answers.error:
-            raise self.answers.error
-        return self.report
+        self.clock = self.metrics.clock()
+        writers: dict[int, _BatchWriter] = {}
+        committing: deque[Future[bool]] = deque()
+        won = reads = samples = 0
+        with ExitStack() as attempts, ThreadPoolExecutor(1, "commit") as committer:
+            for answered, size in self._answers():
+                touched = set()
+                for read, outcome in answered:
+                    number = bisect_right(self.starts, read.position) - 1
+                    if number not in writers:
+                        writers[number] = attempts.enter_context(_BatchWriter(self, number))
+                    writers[number].add(read, outcome)
+                    touched.add(number)
+                reads += len(answered)
+                samples += size
+                self.clock.mark("formatting", len(answered))
+                self.clock.mark("compressing", 0, sum(writers[number].compress() for number in touched))
+                for number in sorted(touched):
+                    self.progress(self.batches[number].batch_id, reads, samples)
+                    if writers[number].complete:
+                        if len(committing) == COMMITS_WAITING:
+                            won += committing.popleft().result()
+                            self.clock.mark("waiting_to_commit")
+                        committing.append(committer.submit(writers.pop(number).commit))
+            won += sum(future.result() for future in committing)
+            self.clock.mark("waiting_to_commit")
+            if reads != self.starts[-1]:
+                raise EngineError(
+                    f"the engine ended with {self.starts[-1] - reads} reads of {len(self.batches)} batches unanswered"
+                )
+        return BundleReport(committed=won, superseded=len(self.batches) - won, reads=reads, samples=samples)
 
-    def _guarded(self, stage: Callable[[], None]) -> None:
-        """Run a stage; what breaks one stage ends all three."""
-        try:
-            stage()
-        except BaseException as error:  # raised again by run(), in the caller's thread
-            self.reads.fail(error)
-            self.answers.fail(error)
+    def _answers(self) -> Iterator[tuple[Sequence[Answer], int]]:
+        """Read and call; yield answers in groups, each with its samples."""
+        for group, samples in _groups(self.engine.basecall(self._reads()), lambda answer: answer[0].num_samples):
+            self.clock.mark("calling", len(group), 2 * samples)
+            yield group, samples
+            yield from self._unread()
+        yield from self._unread()
 
-    def _read(self) -> None:
-        clock = self.metrics.clock()
+    def _unread(self) -> Iterator[tuple[Sequence[Answer], int]]:
+        while self.unreadable:
+            yield [self.unreadable.popleft()], 0
+
+    def _reads(self) -> Iterator[Read]:
+        """Read the bundle's rows; the engine pulls them."""
+        for group, samples in _groups(self._rows(), lambda read: read.num_samples):
+            self.clock.mark("reading", len(group), 2 * samples)
+            yield from group
+            self.clock.mark("calling")
+
+    def _rows(self) -> Iterator[Read]:
         position = 0
         for batch in self.batches:
             for part in batch.slices:
                 for read in read_rows(part.file, part.start, part.stop, position):
                     position = read.position + 1
                     if isinstance(read, Read):
-                        clock.mark("reading", 1, 2 * read.num_samples)
-                        self.reads.put(read, read.num_samples)
-                        clock.mark("waiting_for_room")
+                        yield read
                     else:
-                        self.answers.put((read, Outcome.quarantined(read.reason)), 1)
-        self.reads.close()
+                        self.unreadable.append((read, Outcome.quarantined(read.reason)))
 
-    def _call(self) -> None:
-        clock = self.metrics.clock()
 
-        def reads() -> Iterator[Read]:
-            while True:
-                clock.mark("calling")
-                group = self.reads.take()
-                clock.mark("waiting_for_reads")
-                if not group:
-                    return
-                yield from group
-
-        for read, outcome in self.engine.basecall(reads()):
-            clock.mark("calling", 1, 2 * read.num_samples)
-            self.answers.put((read, outcome), read.num_samples)
-            clock.mark("waiting_to_write")
-        self.answers.close()
-
-    def _write(self) -> None:
-        clock = self.metrics.clock()
-        writers: dict[int, _BatchWriter] = {}
-        committed = superseded = reads = samples = 0
-        with ExitStack() as attempts:
-            while answered := self.answers.take():
-                clock.mark("waiting_for_calls")
-                touched = set()
-                for read, outcome in answered:
-                    number = bisect_right(self.starts, read.position) - 1
-                    if number not in writers:
-                        writers[number] = attempts.enter_context(self._open(number))
-                    writers[number].add(read, outcome)
-                    touched.add(number)
-                    samples += read.num_samples if isinstance(read, Read) else 0
-                reads += len(answered)
-                clock.mark("formatting", len(answered))
-                clock.mark("compressing", 0, sum(writers[number].compress() for number in touched))
-                for number in sorted(touched):
-                    self.progress(self.batches[number].batch_id, reads, samples)
-                    if writers[number].complete:
-                        won = writers.pop(number).commit()
-                        committed, superseded = committed + won, superseded + (not won)
-                clock.mark("committing")
-            if committed + superseded != len(self.batches):
-                raise EngineError(
-                    f"the engine ended with {self.starts[-1] - reads} reads of {len(self.batches)} batches unanswered"
-                )
-        self.report = BundleReport(committed=committed, superseded=superseded, reads=reads, samples=samples)
-
-    def _open(self, number: int) -> _BatchWriter:
-        return _BatchWriter(self, self.batches[number], self.starts[number])
+def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+    """Gather a stream into groups, each with the samples in it."""
+    group: list[T] = []
+    samples = 0
+    for thing in things:
+        group.append(thing)
+        samples += samples_of(thing)
+        if samples >= GROUP_SAMPLES or len(group) >= GROUP_READS:
+            yield group, samples
+            group, samples = [], 0
+    if group:
+        yield group, samples
 
 
 class _BatchWriter:
     """Writes one batch, in input order, into its staging folder."""
 
-    def __init__(self, pipeline: _Pipeline, batch: Batch, start: int) -> None:
+    def __init__(self, pipeline: _Pipeline, number: int) -> None:
         self.pipeline = pipeline
-        self.batch = batch
-        self.next = start
-        self.stop = start + batch.reads
+        self.batch = pipeline.batches[number]
+        self.next = pipeline.starts[number]
+        self.stop = pipeline.starts[number + 1]
         self.began = time.time()
         self.early: dict[int, tuple[Read | Unreadable, Outcome]] = {}
         self.outputs: dict[tuple[int, bool], _FastqFile] = {}
         self.formatters: dict[int, FastqFormatter] = {}
         self.summaries: dict[int, SummaryRows] = {}
+        #: The run that the last read was of, and its number: asked anew for each read, it would cost.
+        self.last_run: RunInfo | None = None
+        self.last_number = 0
         self.fates: list[tuple[bytes, int, str, str, str, int, int]] = []
         self._exit = ExitStack()
 
@@ -269,7 +269,9 @@ class _BatchWriter:
             self.next += 1
 
     def _write(self, read: Read | Unreadable, outcome: Outcome) -> None:
-        run = self.pipeline.run_numbers[read.run.key]
+        if read.run is not self.last_run:
+            self.last_run, self.last_number = read.run, self.pipeline.run_numbers[read.run.key]
+        run = self.last_number
         bases = 0
         if outcome.calls and isinstance(read, Read):
             formatter = self.formatters.get(run)
@@ -308,7 +310,11 @@ class _BatchWriter:
         return sum(output.compress() for output in self.outputs.values())
 
     def commit(self) -> bool:
-        """Finish the files and make them the batch's result; False when another attempt was first."""
+        """Finish the files and make them the batch's result; False when another attempt was first.
+
+        Runs in the committing thread, while the next batch is called.
+        """
+        clock = self.pipeline.metrics.clock()
         files: dict[str, dict[str, Any]] = {}
         for (run, passes), output in self.outputs.items():
             output.close()
@@ -324,7 +330,9 @@ class _BatchWriter:
         columns = zip(*self.fates, strict=True)
         fates = [pa.array(column, field.type) for column, field in zip(columns, FATE_COLUMNS, strict=True)]
         pq.write_table(pa.table(fates, FATE_COLUMNS), self.folder / FATES)
-        counts = {fate.value: sum(1 for row in self.fates if row[3] == fate.value) for fate in Fate}
+        counted = Counter(row[3] for row in self.fates)
+        counts = {fate.value: counted[fate.value] for fate in Fate}
+        clock.mark("committing")
         manifest = {
             "batch": self.batch.number,
             "batch_id": self.batch.batch_id,
@@ -345,6 +353,14 @@ class _BatchWriter:
         except SupersededError as error:
             logger.warning("%s", error)
             return False
+        logger.info(
+            "batch %s committed: %d reads, %d samples, %d called, %d skipped, %d quarantined",
+            self.batch.batch_id,
+            self.batch.reads,
+            self.batch.samples,
+            *(counts[fate.value] for fate in (Fate.CALLED, Fate.SKIPPED, Fate.QUARANTINED)),
+        )
+        logger.debug("batch %s took %s", self.batch.batch_id, manifest["metrics"])
         return True
 
 

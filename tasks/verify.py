@@ -51,8 +51,8 @@ def verify(workspace: Workspace) -> VerifyReport:
     report.records = len(in_fastq)
     _compare("FASTQ and summary", in_fastq, in_summary, report)
     _compare("ledger and FASTQ", called, in_fastq, report)
-    for table in sorted(workspace.out.rglob("output_hash*.csv")):
-        _check_hashes(table, fastqs, report)
+    named = {path for table in sorted(workspace.out.rglob("output_hash*.csv")) for path in _hashed(table, report)}
+    report.faults += [f"{path} is named in no output_hash table" for path in fastqs if path not in named]
     return report
 
 
@@ -118,11 +118,12 @@ def _summary_ids(path: Path, report: VerifyReport) -> Iterator[str]:
             yield line.split("\t")[column]
 
 
-def _check_hashes(table: Path, fastqs: list[Path], report: VerifyReport) -> None:
-    """Check the files that a table of checksums names, and that none in its folder is left out."""
+def _hashed(table: Path, report: VerifyReport) -> Iterator[Path]:
+    """Check the files that a table of checksums names, and yield them."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = {table.parent / row["file_path"]: row["file_hash"] for row in csv.DictReader(file)}
     for path, expected in rows.items():
+        yield path
         report.files += 1
         if not path.exists():
             report.faults.append(f"{path} is named in {table.name} and is not there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,11 +181,22 @@ def test_files_one_joins_the_same_records(data: Path, tmp_path: Path) -> None:
     assert not verify(Workspace(given.out)).faults
 
 
+def test_dorados_own_headers_and_columns(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out", output={"headers": "dorado", "summary": "dorado-1.4"})
+    run(given)
+    assert not verify(Workspace(given.out)).faults
+    check_from_outside(given.out, data)
+    (summary, *_) = given.out.rglob("sequencing_summary*.txt")
+    assert summary.read_text().startswith("input_filename\tbatch_id\tparent_read_id\tread_id\t")
+    header = next(line for line in records(given.out))
+    assert {part.split(":")[0] for part in header.split("\t")[1:]} >= {"RG", "qs", "ch", "st"}
+
+
 def records(out: Path) -> list[str]:
     return sorted(line for path in out.rglob("fastq_*/*.gz") for line in gzip.open(path, "rt") if line[0] == "@")
 
 
-@pytest.mark.parametrize("damage", ["fastq", "summary", "ledger"])
+@pytest.mark.parametrize("damage", ["fastq", "summary", "ledger", "stray"])
 def test_verify_finds_damage(data: Path, tmp_path: Path, damage: str) -> None:
     given = settings(data, out=tmp_path / "out")
     run(given)
@@ -193,6 +205,9 @@ def test_verify_finds_damage(data: Path, tmp_path: Path, damage: str) -> None:
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
+    elif damage == "stray":
+        victim = next(given.out.rglob("fastq_pass/*.gz"))
+        shutil.copy(victim, victim.with_name("stray.fastq.gz"))
     elif damage == "summary":
         victim = next(given.out.rglob("sequencing_summary*.txt"))
         victim.write_text(victim.read_text().replace("TRUE", "true", 1).replace("FALSE", "false", 1))

@@ -30,12 +30,15 @@ class Proof:
 def prove(planned: npt.NDArray[np.uint8], recorded: npt.NDArray[np.uint8]) -> Proof:
     """Compare read ids exactly, all 128 bits, by sorting; ids are UUID bytes, uint8, shape (n, 16).
 
-    Holds about 64 bytes per id.
+    Holds about 64 bytes per id besides the arguments; some 150 when the two differ.
     """
     wanted = _sorted(planned)
     found = _sorted(recorded)
     again = np.zeros(len(found), bool)
     again[1:] = (found[1:] == found[:-1]).all(axis=1)
+    if not again.any() and np.array_equal(wanted, found):
+        none = np.empty((0, 16), np.uint8)
+        return Proof(planned=len(planned), recorded=len(recorded), missing=none, doubled=none, foreign=none)
     once = found[~again]
     return Proof(
         planned=len(planned),
@@ -77,7 +80,8 @@ def _bytes(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
 
 def _sorted(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     words = _words(read_ids)
-    return words[np.lexsort((words[:, 1], words[:, 0]))]
+    ordered: npt.NDArray[np.uint64] = words[np.lexsort((words[:, 1], words[:, 0]))]
+    return ordered
 
 
 def _contains(ordered: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -12,9 +12,9 @@ from tasks.core.reads import Read
 class Engine(Protocol):
     """Opened once per worker; its slots call `basecall` from threads of their own, at the same time.
 
-    An engine pulls reads only as fast as it has room, bounded in samples: that is the back-pressure. It may answer in
-    any order. It answers each read exactly once, or raises EngineError. What goes wrong inside one read is that
-    read's answer (`Outcome.quarantined`), never an exception.
+    An engine pulls reads only as fast as it has room, bounded in samples: that is the back-pressure. It pulls them in
+    the thread that iterates over its answers, and may answer in any order. It answers each read exactly once, or raises
+    EngineError. What goes wrong inside one read is that read's answer (`Outcome.quarantined`), never an exception.
     """
 
     identity: EngineIdentity

@@ -6,6 +6,7 @@ pipeline's own cost is measured. Everything it has called says `null` in its fil
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -110,7 +111,7 @@ class NullEngine:
         sequence, quality = self._bases[start : start + length], self._qualities[start : start + length]
         if len(sequence) == length:
             error = float(self._errors[start + length] - self._errors[start]) / length
-            qscore = -10.0 * float(np.log10(error))
+            qscore = -10.0 * math.log10(error)
         else:  # longer than the ring
             repeats = -(-length // len(sequence))
             sequence, quality = (sequence * repeats)[:length], (quality * repeats)[:length]

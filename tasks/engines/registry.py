@@ -58,7 +58,7 @@ def slots_of(settings: EngineSettings) -> int:
     Two where the engine waits for something else, so that one bundle's tail overlaps the next one's head; one where it
     is the worker's own CPU that calls.
     """
-    return 2 if settings.kind == "null" else 1
+    return 2 if settings.rate else 1
 
 
 def samples_per_second(settings: EngineSettings) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from isal import igzip_lib, isal_zlib
+from isal import igzip_lib
 
 from tasks.core.errors import InputError
 
@@ -21,7 +21,9 @@ EOF_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000
 PAYLOAD = 0xFF00
 #: gzip header with the extra field BC, whose value is the size of the block less 1.
 _HEADER = struct.Struct("<4sIBBH2sHH")
-_TRAILER = struct.Struct("<II")
+#: Bytes of the header that isal writes, without an extra field; and of the trailer: CRC and length.
+_PLAIN_HEADER = 10
+_TRAILER = 8
 
 
 class Writable(Protocol):
@@ -35,23 +37,22 @@ class BgzfWriter:
 
     def __init__(self, file: Writable) -> None:
         self._file = file
-        self._buffer = bytearray()
+        self._rest = b""
         self._closed = False
 
     def write(self, data: bytes) -> None:
         """Add bytes; whole blocks are written at once."""
-        self._buffer += data
-        whole = len(self._buffer) // PAYLOAD * PAYLOAD
+        text = memoryview(self._rest + data)
+        whole = len(text) // PAYLOAD * PAYLOAD
+        self._rest = bytes(text[whole:])
         if whole:
-            view = bytes(self._buffer[:whole])
-            del self._buffer[:whole]
-            self._file.write(b"".join(block(view[at : at + PAYLOAD]) for at in range(0, whole, PAYLOAD)))
+            self._file.write(b"".join(block(text[at : at + PAYLOAD]) for at in range(0, whole, PAYLOAD)))
 
     def flush(self) -> None:
         """Write what is gathered, so that what comes next begins a block."""
-        if self._buffer:
-            self._file.write(block(bytes(self._buffer)))
-            self._buffer.clear()
+        if self._rest:
+            self._file.write(block(self._rest))
+            self._rest = b""
 
     def close(self) -> None:
         """Write what is left and the end-of-file block. Harmless when called twice."""
@@ -62,13 +63,13 @@ class BgzfWriter:
         self._file.write(EOF_BLOCK)
 
 
-def block(data: bytes) -> bytes:
+def block(data: bytes | memoryview) -> bytes:
     """Compress up to PAYLOAD bytes into one BGZF block."""
-    deflated = igzip_lib.compress(data, 1, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, 15)
-    if len(deflated) > 0xFFFF - 25:  # data that grows: one stored deflate block
-        deflated = b"\x01" + struct.pack("<HH", len(data), len(data) ^ 0xFFFF) + data
-    head = _HEADER.pack(b"\x1f\x8b\x08\x04", 0, 0, 0xFF, 6, b"BC", 2, len(deflated) + 25)
-    return b"".join((head, deflated, _TRAILER.pack(isal_zlib.crc32(data), len(data))))
+    # As gzip, not bare deflate: isal takes the CRC while the data is at hand.
+    tail = igzip_lib.compress(data, 1, igzip_lib.COMP_GZIP, igzip_lib.MEM_LEVEL_DEFAULT, 15)[_PLAIN_HEADER:]
+    if _HEADER.size + len(tail) > 0x10000:  # data that grows: one stored deflate block
+        tail = b"".join((b"\x01", struct.pack("<HH", len(data), len(data) ^ 0xFFFF), data, tail[-_TRAILER:]))
+    return _HEADER.pack(b"\x1f\x8b\x08\x04", 0, 0, 0xFF, 6, b"BC", 2, _HEADER.size + len(tail) - 1) + tail
 
 
 def join(parts: Sequence[Path], target: BinaryIO, *, skip: Sequence[int] = ()) -> None:

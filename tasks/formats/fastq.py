@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import lru_cache
 from typing import Literal
 
 from tasks.core.calls import BasecalledRead, EngineIdentity
@@ -66,9 +67,13 @@ class FastqFormatter:
 
 def timestamp(milliseconds: int) -> str:
     """Write milliseconds since the epoch as RFC 3339, UTC, with milliseconds."""
-    seconds, rest = divmod(milliseconds, 1000)
-    year, month, day, hour, minute, second, *_ = time.gmtime(seconds)
-    return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}.{rest:03d}+00:00"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{_minute(minutes)}:{rest // 1000:02d}.{rest % 1000:03d}+00:00"
+
+
+@lru_cache(maxsize=4096)  # the reads of a batch start within hours of each other
+def _minute(minutes: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M", time.gmtime(60 * minutes))
 
 
 def dorado_time(milliseconds: int) -> str:

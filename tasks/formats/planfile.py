@@ -27,11 +27,9 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
-    pq.write_table(pa.Table.from_pylist([asdict(file) for file in plan.files], FILES), new / "files.parquet")
+    input_file_table(plan.files, new / "files.parquet")
     pq.write_table(
-        pa.Table.from_pylist(
-            [{**asdict(batch), "slices": list(map(asdict, batch.slices))} for batch in plan.batches], BATCHES
-        ),
+        pa.Table.from_pylist([asdict(batch) for batch in plan.batches], BATCHES),
         new / "batches.parquet",
         row_group_size=256,
     )
@@ -87,6 +85,9 @@ def iterate_reads(workspace: Workspace) -> Iterator[PlannedReads]:
             yield _planned_reads(file.read_row_group(group))
 
 
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_DIGIT_PLACES = [place for place in range(36) if place not in (8, 13, 18, 23)]
+
 FILES = pa.schema(
     [
         ("path", pa.string()),
@@ -123,6 +124,16 @@ def read_id_bytes(table: Any) -> npt.NDArray[np.uint8]:
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
     flat = np.frombuffer(column.buffers()[1] or b"", np.uint8)
     return flat[16 * column.offset : 16 * (column.offset + len(column))].reshape(-1, 16)
+
+
+def read_id_text(read_ids: npt.NDArray[np.uint8]) -> Any:
+    """Return ids as a string array of lower-case UUIDs with dashes; `read_ids`: uint8, shape (rows, 16)."""
+    count = len(read_ids)
+    text = np.full((count, 36), ord("-"), np.uint8)
+    digits = np.stack((_HEX[read_ids >> 4], _HEX[read_ids & 15]), axis=2).reshape(count, 32)
+    text[:, _DIGIT_PLACES] = digits
+    offsets = np.arange(0, 36 * (count + 1), 36, dtype=np.int32)
+    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def _planned_reads(table: Any) -> PlannedReads:

@@ -36,6 +36,8 @@ TRAILER = 8 + 16 + 8
 TAIL = 64 * 1024
 #: ContentType in the POD5 footer schema.
 READS, SIGNAL, RUN_INFO = 0, 1, 4
+#: Run info tables kept, some 10 kB each.
+MOST_KNOWN_RUNS = 256
 READ_COLUMNS = frozenset(("read_id", "signal", "num_samples", "run_info", "channel", "well", "start", "read_number"))
 
 
@@ -102,17 +104,17 @@ def scan_pod5(path: Path) -> Pod5Index:
         tail = os.pread(descriptor, size - tail_start, tail_start)
         sections = _sections(path, descriptor, size, tail)
 
-        def table(kind: int) -> Any:
+        def section(kind: int) -> bytes:
             offset, length = sections[kind]
             if offset >= tail_start:
                 at = offset - tail_start
-                return _open_table(path, memoryview(tail)[at : at + length])
-            return _open_table(path, os.pread(descriptor, length, offset))
+                return tail[at : at + length]
+            return os.pread(descriptor, length, offset)
 
-        runs = _run_infos(table(RUN_INFO))
-        reads = table(READS)
-        missing = READ_COLUMNS - set(reads.schema.names)
-        if missing or not pa.types.is_dictionary(reads.schema.field("run_info").type):
+        runs = _run_infos(path, section(RUN_INFO))
+        reads = _open_table(path, section(READS))
+        schema = reads.schema
+        if not READ_COLUMNS.issubset(schema.names) or not pa.types.is_dictionary(schema.field("run_info").type):
             raise InputError(str(path), "old_version", "written by an old version of POD5; `pod5 repack` renews it")
         ids, lengths, codes = [], [], []
         place = {acquisition_id: i for i, acquisition_id in enumerate(runs)}
@@ -150,13 +152,13 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
         tail_start = max(0, size - TAIL)
         sections = _sections(Path(path), descriptor, size, mapped[tail_start:])
 
-        def table(kind: int) -> Any:
+        def section(kind: int) -> memoryview:
             offset, length = sections[kind]
-            return _open_table(Path(path), memoryview(mapped)[offset : offset + length])
+            return memoryview(mapped)[offset : offset + length]
 
-        runs = _run_infos(table(RUN_INFO))
-        signal = _SignalTable(table(SIGNAL))
-        reads = table(READS)
+        runs = _run_infos(Path(path), section(RUN_INFO))
+        signal = _SignalTable(_open_table(Path(path), section(SIGNAL)))
+        reads = _open_table(Path(path), section(READS))
         base = held = 0
         for b in range(reads.num_record_batches):
             batch = reads.get_batch(b)
@@ -385,10 +387,23 @@ def _uuids(column: Any) -> npt.NDArray[np.uint8]:
     return flat[16 * storage.offset : 16 * (storage.offset + len(storage))].reshape(-1, 16)
 
 
-def _run_infos(table: Any) -> dict[str, RunInfo]:
+#: Run infos by the bytes that told them: thousands of files of a run tell the same, and Arrow's maps are slow to read.
+_KNOWN_RUNS: dict[bytes, dict[str, RunInfo]] = {}
+
+
+def _run_infos(path: Path, section: bytes | memoryview) -> dict[str, RunInfo]:
     """Return the file's runs by acquisition id."""
-    rows = [row for b in range(table.num_record_batches) for row in table.get_batch(b).to_pylist()]
-    return {row["acquisition_id"]: _run_info(row) for row in rows}
+    table = _open_table(path, section)
+    own = (table.schema.metadata or {}).get(b"MINKNOW:file_identifier", b"")
+    told = bytes(section).replace(own, b"") if own else bytes(section)
+    runs = _KNOWN_RUNS.get(told)
+    if runs is None:
+        rows = [row for b in range(table.num_record_batches) for row in table.get_batch(b).to_pylist()]
+        runs = {row["acquisition_id"]: _run_info(row) for row in rows}
+        if len(_KNOWN_RUNS) >= MOST_KNOWN_RUNS:
+            _KNOWN_RUNS.clear()
+        _KNOWN_RUNS[told] = runs
+    return runs
 
 
 def _run_info(row: dict[str, Any]) -> RunInfo:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,10 +69,11 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Itera
 
     The same arguments give the same ids, signals and metadata. Each file appears under its name only when it is closed.
     """
-    ring, template = _ring(sources)
+    source = _ring(sources)
     random = np.random.default_rng(settings.seed)
-    run = _run_info(template, settings)
-    signals = [_packed(ring, random, settings.mean_samples) for _ in range(min(settings.distinct, settings.reads))]
+    run = _run_info(source.run, settings)
+    distinct = min(settings.distinct, settings.reads)
+    signals = [_packed(source.signal, random, settings.mean_samples) for _ in range(distinct)]
     free_at = np.zeros(settings.channels, np.int64)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{settings.flow_cell_id}_{run.protocol_run_id[:8]}_{run.acquisition_id[:8]}"
@@ -89,10 +91,10 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Itera
                     pod5.CompressedRead(
                         read_id=uuid.UUID(bytes=random.bytes(16), version=4),
                         pore=pod5.Pore(channel + 1, 1 + channel % 4, "not_set"),
-                        calibration=template.calibration,
+                        calibration=source.calibration,
                         read_number=index,
                         start_sample=start,
-                        median_before=template.median_before,
+                        median_before=source.median_before,
                         end_reason=pod5.EndReason(pod5.EndReasonEnum.SIGNAL_POSITIVE, forced=False),
                         run_info=run,
                         num_minknow_events=sum(lengths) // 10,
@@ -104,19 +106,31 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Itera
         yield path
 
 
-def _ring(sources: list[Path]) -> tuple[npt.NDArray[np.int16], pod5.ReadRecord]:
-    """Join the in-pore signal of all source reads; also return a read to take metadata from."""
+class _Source(NamedTuple):
+    """What is replayed: in-pore signal, and the metadata of the first read."""
+
+    #: ADC counts in the calibration below, int16, shape (samples,).
+    signal: npt.NDArray[np.int16]
+    calibration: pod5.Calibration
+    median_before: float
+    run: pod5.RunInfo
+
+
+def _ring(sources: list[Path]) -> _Source:
+    """Join the in-pore signal of all source reads."""
     parts = []
-    template = None
+    first: tuple[pod5.Calibration, float, pod5.RunInfo] | None = None
     for source in sources:
         with pod5.Reader(source) as reader:
             for read in reader.reads():
-                template = template or read.to_read()
-                picoamperes = (read.signal + np.float32(read.calibration.offset)) * np.float32(read.calibration.scale)
-                parts.append(read.signal[(picoamperes > IN_PORE[0]) & (picoamperes < IN_PORE[1])])
-    if template is None or not sum(map(len, parts)):
+                own = read.calibration
+                first = first or (own, read.median_before, read.run_info)
+                picoamperes = (read.signal + np.float32(own.offset)) * np.float32(own.scale)
+                inside = picoamperes[(picoamperes > IN_PORE[0]) & (picoamperes < IN_PORE[1])]
+                parts.append(np.rint(inside / first[0].scale - first[0].offset).astype(np.int16))
+    if first is None or not sum(map(len, parts)):
         raise SettingsError(f"no read with signal to replay in {', '.join(map(str, sources))}")
-    return np.concatenate(parts), template
+    return _Source(np.concatenate(parts), *first)
 
 
 def _packed(
@@ -131,9 +145,8 @@ def _packed(
     return [np.asarray(pod5.vbz_compress_signal(piece)) for piece in pieces], [len(piece) for piece in pieces]
 
 
-def _run_info(template: pod5.Read, settings: ReplaySettings) -> pod5.RunInfo:
+def _run_info(source: pod5.RunInfo, settings: ReplaySettings) -> pod5.RunInfo:
     """Make a run of its own: the source's chemistry, and ids that follow from the settings."""
-    source = template.run_info
     digest = hashlib.sha512(f"{settings} {source.acquisition_id}".encode())
     fields = {name: getattr(source, name) for name in source.__dataclass_fields__}
     fields |= {

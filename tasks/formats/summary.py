@@ -156,11 +156,16 @@ PART = pa.schema(
 )
 
 
+#: Rows gathered before they are packed.
+PACKED = 4096
+
+
 class SummaryRows:
     """The rows of one run in one batch, in the order in which they come."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
+        self._packed: list[Any] = []
 
     def add(self, read: Read, call: BasecalledRead, passes: bool) -> None:
         """Add the row of a call."""
@@ -191,9 +196,17 @@ class SummaryRows:
                 read.end_reason,
             )
         )
+        if len(self._rows) == PACKED:
+            self._pack()
 
     def table(self) -> Any:
         """Return the rows as a table of schema PART."""
+        if self._rows:
+            self._pack()
+        return pa.concat_tables(self._packed)
+
+    def _pack(self) -> None:
+        """Turn rows into a table, a tenth of their size: a batch of short reads has a hundred thousand."""
         columns = dict(zip(PART.names, map(list, zip(*self._rows, strict=True)), strict=True))
         run = columns["run_id"][0]
         known = re.fullmatch(UUID, run.protocol_run_id)
@@ -201,9 +214,12 @@ class SummaryRows:
         columns["run_id"] = [run.protocol_run_id if known else UNKNOWN] * count
         columns["experiment_id"] = [word(run.experiment_name) or UNKNOWN] * count
         columns["sample_id"] = [word(run.sample_id) or UNKNOWN] * count
-        columns["filename_pod5"] = [word(Path(file).name) for file in columns["filename_pod5"]]
-        columns["pore_type"] = [word(pore) or "not_set" for pore in columns["pore_type"]]
-        return pa.table([pa.array(columns[field.name], field.type) for field in PART], PART)
+        files = {file: word(Path(file).name) for file in set(columns["filename_pod5"])}
+        columns["filename_pod5"] = [files[file] for file in columns["filename_pod5"]]
+        pores = {pore: word(pore) or "not_set" for pore in set(columns["pore_type"])}
+        columns["pore_type"] = [pores[pore] for pore in columns["pore_type"]]
+        self._packed.append(pa.table([pa.array(columns[field.name], field.type) for field in PART], PART))
+        self._rows.clear()
 
 
 def write_summary(parts: Mapping[Path, Mapping[bool, str]], profile: Profile, target: Path) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import mappy
 import numpy as np
 import pod5
 import pytest
@@ -16,7 +15,7 @@ from tasks.core.reads import Read
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CHUNK, OVERLAP, WAITING_READS, CpuEngine, _Calling
 from tasks.formats.pod5 import Unreadable, read_rows
-from tests.data import shared
+from tests.data import library, shared
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
@@ -146,7 +145,7 @@ def _real_reads(path: Path) -> list[Read]:
 
 def _identity(sequence: bytes, truth: str) -> float:
     """Return matches per alignment column of the longest hit against the truth; 0 when there is none."""
-    aligner = mappy.Aligner(seq=truth, preset="map-ont", k=11, w=5, min_chain_score=20, min_dp_score=20)
+    aligner = library("mappy").Aligner(seq=truth, preset="map-ont", k=11, w=5, min_chain_score=20, min_dp_score=20)
     hits = [hit for hit in aligner.map(sequence.decode()) if hit.strand == 1]
     best = max(hits, key=lambda hit: int(hit.blen), default=None)
     return best.mlen / best.blen if best else 0.0

@@ -36,7 +36,9 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(marks: Path) -> Iterator[Cluster]:
-    with open_cluster(Site(name="test", workers=2), partial(open_fake, marks), slots=1) as cluster:
+    with open_cluster(
+        Site(name="test", workers=2), partial(open_fake, marks), slots=1, logs=marks, log_level="INFO"
+    ) as cluster:
         yield cluster
     opened = {file.name.split("-")[1] for file in marks.glob("opened-*")}
     closed = {file.name.split("-")[1] for file in marks.glob("closed-*")}
@@ -97,13 +99,15 @@ def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
     assert all(engine == "fake" for _, engine, _ in by_worker.values())
 
 
-def test_an_engine_that_does_not_open_is_an_error_of_the_task() -> None:
+def test_an_engine_that_does_not_open_is_an_error_of_the_task(tmp_path: Path) -> None:
     with (
-        open_cluster(Site(name="test", workers=1), open_broken, slots=1) as cluster,
+        open_cluster(Site(name="test", workers=1), open_broken, slots=1, logs=tmp_path, log_level="INFO") as cluster,
         distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
         pytest.raises(EngineError, match="no GPU answers on device 3"),
     ):
         client.submit(engine_and_process, 0).result(timeout=60)
+    (log,) = tmp_path.glob("*.log")
+    assert "the engine can't be opened" in log.read_text()
 
 
 def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +115,7 @@ def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(DASK_SETTINGS, "distributed.scheduler.worker-ttl", "1s")
     slow = partial(open_slowly, tmp_path, 9.0)
     with (
-        open_cluster(Site(name="test", workers=1), slow, slots=1) as cluster,
+        open_cluster(Site(name="test", workers=1), slow, slots=1, logs=tmp_path, log_level="INFO") as cluster,
         distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
     ):
         _, engine, process = client.submit(engine_and_process, 0).result(timeout=60)

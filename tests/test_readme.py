@@ -1,0 +1,69 @@
+"""The README is true: its commands run, its settings are known."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from tasks.formats.replay import ReplaySettings, bundled_source, replay
+from tasks.settings import resolve_settings
+from tests.data import missing
+
+ROOT = Path(__file__).parents[1]
+#: Indented blocks, without their comments.
+BLOCKS = [
+    re.sub(r" +#.*", "", block).strip("\n")
+    for block in re.findall(r"(?:(?<=\n\n)(?:    .*\n)+)", (ROOT / "README.md").read_text("utf-8"))
+]
+LINES = [line.strip() for block in BLOCKS for line in block.splitlines()]
+
+
+def need_the_bundled_read() -> None:
+    if find_spec("pybasecall_client_lib") is None:
+        missing("ont-pybasecall-client-lib, in which a read of real signal ships, is not installed")
+
+
+def test_the_make_targets_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {line.split()[1] for line in LINES if line.startswith("make ")}
+    assert named >= {"demo", "test"}
+    assert all(f"\n{target}:" in makefile for target in named)
+
+
+def test_the_settings_are_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "[engine]" in block)
+    file = tmp_path / "run.toml"
+    file.write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    resolve_settings(file=file, environment={}, command_line={"input": (tmp_path,), "out": tmp_path / "out"})
+
+
+def test_the_commands_run_in_order(tmp_path: Path, prefect_url: str) -> None:
+    need_the_bundled_read()
+    list(replay([bundled_source()], tmp_path / "DATA", ReplaySettings(reads=4, mean_samples=8_000)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = [line for line in LINES if re.match(r"shoal .*(DATA|OUT)|python -c", line)]
+    assert len(commands) >= 5
+    for command in commands:
+        if "--site" not in command:
+            done = subprocess.run(
+                command, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+            )
+            assert done.returncode == 0, command + done.stdout + done.stderr
+
+
+def test_the_demo(tmp_path: Path, prefect_url: str) -> None:
+    need_the_bundled_read()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shoal"), "demo", "--out", tmp_path / "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every read has one fate" in done.stdout
+    assert re.search(r"reads in\s+│ 300", done.stdout)
+    assert "Error" not in done.stderr

@@ -1,0 +1,165 @@
+"""Split under engines that misbehave, and input that does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks.core.calls import EngineIdentity, Outcome
+from tasks.core.errors import EngineError
+from tasks.core.reads import Read
+from tasks.engines.null import NullEngine
+from tasks.formats.commit import committed_ids, read_manifest
+from tasks.formats.pod5 import scan_pod5
+from tasks.formats.workspace import Workspace
+from tasks.launch import launch
+from tasks.merge import merge
+from tasks.settings import RunSettings
+from tests.making import write_pod5
+from tests.test_pipeline import call, check_from_outside, digests, settings
+
+#: What a frame of compressed signal begins with.
+ZSTD = b"\x28\xb5\x2f\xfd"
+Answers = Iterator[tuple[Read, Outcome]]
+
+
+class Wrapped:
+    """The null engine with a bend; `bend` makes other answers of its answers."""
+
+    identity: EngineIdentity = NullEngine.identity
+
+    def bend(self, answers: Answers) -> Answers:
+        raise NotImplementedError
+
+    def basecall(self, reads: Iterable[Read]) -> Answers:
+        return self.bend(NullEngine().basecall(reads))
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+class Backwards(Wrapped):
+    def bend(self, answers: Answers) -> Answers:
+        yield from reversed(list(answers))
+
+
+class Broken(Wrapped):
+    def bend(self, answers: Answers) -> Answers:
+        for number, answer in enumerate(answers):
+            if number == 8:
+                raise EngineError("the GPU fell off the bus")
+            yield answer
+
+
+class Forgetful(Wrapped):
+    def bend(self, answers: Answers) -> Answers:
+        yield from list(answers)[:-1]
+
+
+class Stuttering(Wrapped):
+    def bend(self, answers: Answers) -> Answers:
+        for answer in answers:
+            yield answer
+            yield answer
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> RunSettings:
+    """A run of three batches of five reads."""
+    for seed in (1, 2, 3):
+        write_pod5(tmp_path / "data" / f"{seed}.pod5", [20_000] * 5, seed=seed)
+    return settings(tmp_path / "data", out=tmp_path / "out")
+
+
+def test_answers_in_any_order_give_the_same_bytes(given: RunSettings, tmp_path: Path) -> None:
+    other = given.model_copy(update={"out": tmp_path / "other"})
+    for engine, one in ((NullEngine(), given), (Backwards(), other)):
+        launch(one)
+        call(one, engine)
+        merge(one)
+    assert digests(given.out) == digests(other.out)
+
+
+@pytest.mark.parametrize(
+    ("engine", "complaint", "committed"),
+    [
+        (Broken(), "fell off the bus", 0),
+        (Forgetful(), "1 reads of 3 batches unanswered", 2),
+        (Stuttering(), "twice", 0),
+    ],
+)
+def test_an_engine_that_misbehaves_costs_no_read(
+    given: RunSettings, engine: Wrapped, complaint: str, committed: int
+) -> None:
+    launch(given)
+    with pytest.raises(EngineError, match=complaint):
+        call(given, engine)
+    workspace = Workspace(given.out)
+    assert len(committed_ids(workspace)) >= committed
+    assert not list(workspace.staging.iterdir())
+    call(given)
+    assert merge(given).called == 15
+    check_from_outside(given.out, *given.input)
+
+
+def test_two_attempts_at_once_commit_each_batch_once(given: RunSettings) -> None:
+    """What Dask does when a worker that it took for dead wakes up."""
+    launch(given)
+    meet = threading.Barrier(2)
+
+    class Meeting(Wrapped):
+        def bend(self, answers: Answers) -> Answers:
+            meet.wait()
+            yield from answers
+
+    attempts = [threading.Thread(target=call, args=(given, Meeting())) for _ in range(2)]
+    for attempt in attempts:
+        attempt.start()
+    for attempt in attempts:
+        attempt.join()
+    workspace = Workspace(given.out)
+    assert len({read_manifest(workspace, batch)["batch_id"] for batch in committed_ids(workspace)}) == 3
+    assert merge(given).records == 15
+    check_from_outside(given.out, *given.input)
+
+
+def test_a_damaged_signal_quarantines_its_read_alone(given: RunSettings) -> None:
+    victim = given.input[0] / "2.pod5"
+    content = bytearray(victim.read_bytes())
+    frame = content.index(ZSTD, content.index(ZSTD) + 1)
+    content[frame : frame + len(ZSTD)] = b"rust"
+    victim.write_bytes(content)
+    assert len(scan_pod5(victim).read_ids) == 5
+    launch(given)
+    call(given)
+    merged = merge(given)
+    assert (merged.called, merged.quarantined) == (14, 1)
+    (row,) = pl.read_parquet(given.out / "ledger.parquet").filter(fate="quarantined").to_dicts()
+    assert row["reason"].startswith("unreadable_signal")
+    assert row["file"] == str(victim)
+    check_from_outside(given.out, *given.input)
+
+
+def test_a_read_of_a_hundred_million_samples(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "long.pod5", [5_000, 100_000_000, 5_000])
+    given = settings(tmp_path / "data", out=tmp_path / "out")
+    launch(given)
+    call(given)
+    merged = merge(given)
+    assert merged.called == 3
+    assert merged.bases == 8_000_800
+
+
+def test_figures_of_a_bundle_add_up(given: RunSettings) -> None:
+    launch(given)
+    call(given)
+    workspace = Workspace(given.out)
+    manifests = [read_manifest(workspace, batch) for batch in committed_ids(workspace)]
+    reading = [manifest["metrics"]["reading"] for manifest in manifests]
+    assert sum(figures["reads"] for figures in reading) == 15
+    assert sum(figures["bytes"] for figures in reading) == 2 * 15 * 20_000
+    assert all(figures["wall"] >= 0 for manifest in manifests for figures in manifest["metrics"].values())
