@@ -8,10 +8,9 @@ records can be taken from behind it as they are.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,10 +30,9 @@ from tasks.core.alignment import (
 from tasks.core.calls import Barcode, BasecalledRead, EngineIdentity
 from tasks.core.errors import InputError, SettingsError
 from tasks.core.reads import Read, RunInfo
-from tasks.formats.bgzf import BgzfWriter, join
-from tasks.formats.fastq import UNKNOWN, dorado_time, word
+from tasks.formats.bgzf import BgzfWriter, DeflateError, join, read_block
+from tasks.formats.fastq import UNKNOWN, barcode_label, dorado_time, word
 
-UNCLASSIFIED = "unclassified"
 #: Codes of the bases, two to a byte (SAM specification, 4.2.4); U is written as T, for BAM has no code of its own.
 _CODES = bytes.maketrans(b"=ACMGRSVTWYHKDBNU", bytes((*range(16), 8)))
 #: From Phred + 33 to Phred.
@@ -62,18 +60,6 @@ _ARRAY_LETTERS = {"c": "b", "C": "B", "s": "h", "S": "H", "i": "i", "I": "I", "f
 _PROGRAMS = {"dorado": "dorado", "dorado-server": "ont_basecall_client"}
 
 
-def barcode_label(barcode: Barcode | None) -> str:
-    """Return what stands for a barcode in `RG` and `BC`: alias, else kit and arrangement; empty when unclassified."""
-    return _label(barcode.arrangement, barcode.kit, barcode.alias) if barcode else ""
-
-
-@lru_cache(maxsize=4096)
-def _label(arrangement: str, kit: str, alias: str) -> str:
-    if arrangement == UNCLASSIFIED:
-        return ""
-    return word(alias) or "_".join(filter(None, (word(kit), word(arrangement))))
-
-
 def read_group(run: RunInfo, identity: EngineIdentity, barcode: Barcode | None) -> str:
     """Return the id of the read group of a call."""
     label = barcode_label(barcode)
@@ -86,7 +72,7 @@ def read_group_line(run: RunInfo, identity: EngineIdentity, barcode: Barcode | N
     mods = f" modbase_models={','.join(identity.modified_base_models)}" if identity.modified_base_models else ""
     device = run.tag("host_product_serial_number") or run.tag("hostname") or run.sequencer_position
     fields = [
-        f"@RG\tID:{read_group(run, identity, barcode)}",
+        f"@RG\tID:{read_group(run, identity, None)}",
         f"PU:{word(run.flow_cell_id) or UNKNOWN}",
         f"PM:{word(device) or UNKNOWN}",
         f"DT:{_time(run.protocol_start_time)}",
@@ -96,14 +82,24 @@ def read_group_line(run: RunInfo, identity: EngineIdentity, barcode: Barcode | N
         f"acquisition_start_time={_time(run.acquisition_start_time)} model_stride={identity.stride}",
         f"LB:{word(run.sample_id) or UNKNOWN}",
     ]
-    if barcode is not None and barcode_label(barcode):
-        arrangement = word(barcode.arrangement)
-        fields += [
-            f"bk:{word(barcode.kit) or UNKNOWN}",
-            f"SM:{arrangement}",
-            f"al:{word(barcode.alias) or arrangement}",
-        ]
-    return "\t".join(fields)
+    line = "\t".join(fields)
+    return line if barcode is None else barcode_group_line(line, barcode)
+
+
+def barcode_group_line(line: str, barcode: Barcode) -> str:
+    """Return the @RG line of a barcode, given that of its run; the same when it is unclassified."""
+    label = barcode_label(barcode)
+    if not label:
+        return line
+    known = group_id(line)
+    arrangement = word(barcode.arrangement)
+    more = f"bk:{word(barcode.kit) or UNKNOWN}\tSM:{arrangement}\tal:{word(barcode.alias) or arrangement}"
+    return f"{line.replace(known, f'{known}_{label}', 1)}\t{more}"
+
+
+def group_id(line: str) -> str:
+    """Return the id in an @RG line."""
+    return next(field[3:] for field in line.split("\t") if field.startswith("ID:"))
 
 
 def header(identity: EngineIdentity, groups: Sequence[str], references: Mapping[str, int]) -> bytes:
@@ -119,13 +115,11 @@ def header(identity: EngineIdentity, groups: Sequence[str], references: Mapping[
         "@HD\tVN:1.6\tSO:unknown",
         *(f"@SQ\tSN:{name}\tLN:{length}" for name, length in references.items()),
         program + gpu,
-        *groups,
     ]
-    text = "".join(f"{line}\n" for line in lines).encode()
-    parts = [b"BAM\x01", struct.pack("<i", len(text)), text, struct.pack("<i", len(references))]
+    table = [struct.pack("<i", len(references))]
     for name, length in references.items():
-        parts.append(struct.pack("<i", len(name) + 1) + name.encode() + b"\0" + struct.pack("<i", length))
-    return b"".join(parts)
+        table.append(struct.pack("<i", len(name) + 1) + name.encode() + b"\0" + struct.pack("<i", length))
+    return Header(tuple(lines), b"".join(table), 0).content(groups)
 
 
 class BamEncoder:
@@ -387,24 +381,76 @@ def write_header(file: BgzfWriter, content: bytes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """Where the records of a BAM file begin: behind the compressed bytes of its header."""
+class Header:
+    """The header of a BAM file of ours, and where its records begin."""
 
-    path: Path
-    head: int
+    #: Lines of SAM.
+    lines: tuple[str, ...]
+    #: The table of reference sequences, as in the file.
+    references: bytes
+    #: Compressed bytes before the records.
+    size: int
+
+    def content(self, groups: Iterable[str]) -> bytes:
+        """Return the header with other @RG lines, not compressed."""
+        lines = [*(line for line in self.lines if not line.startswith("@RG")), *groups]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        return b"".join((b"BAM\x01", struct.pack("<i", len(text)), text, self.references))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The @RG lines."""
+        return tuple(line for line in self.lines if line.startswith("@RG"))
 
 
-def join_bam(content: bytes, parts: Sequence[Records], target: BinaryIO) -> int:
-    """Write one header and the records of all parts, without recompression; return the header's compressed bytes.
+def read_header(path: Path) -> Header:
+    """Read the header of a BAM file that `write_header` began.
 
     Raises:
-        InputError: a part does not end as a BGZF file does.
+        InputError: it is none, or its header does not end where a block does.
     """
-    writer = BgzfWriter(target)
-    write_header(writer, content)
-    head = target.tell()
-    join([part.path for part in parts], target, skip=[part.head for part in parts])
-    return head
+    try:
+        with path.open("rb") as file:
+            content, wanted = b"", 12
+            while len(content) < wanted:
+                content += read_block(file)
+                text = struct.unpack_from("<4xi", content)[0]
+                wanted = _header_length(content, text)
+            if content[:4] != b"BAM\x01" or len(content) != wanted:
+                raise InputError(str(path), "not_bam", "has no BAM header in blocks of its own")
+            lines = content[8 : 8 + text].decode().splitlines()
+            return Header(tuple(lines), content[8 + text :], file.tell())
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise InputError(str(path), "not_bam", f"has no BAM header: {error}") from error
+
+
+def _header_length(content: bytes, text: int) -> int:
+    """Return the length of a header, as far as the beginning of it tells."""
+    at = 8 + text
+    if len(content) < at + 4:
+        return at + 4
+    count = struct.unpack_from("<i", content, at)[0]
+    at += 4
+    for _ in range(count):
+        if len(content) < at + 4:
+            return at + 4
+        at += 8 + int(struct.unpack_from("<i", content, at)[0])
+    return at
+
+
+def join_bam(parts: Sequence[Path], target: BinaryIO, *, groups: Iterable[str] = ()) -> None:
+    """Join BAM files of one run without recompression: the first one's header with the read groups of all.
+
+    Args:
+        groups: @RG lines to add.
+
+    Raises:
+        InputError: a part is no BAM file of ours, or does not end as one.
+    """
+    headers = [read_header(part) for part in parts]
+    lines = dict.fromkeys(line for head in headers for line in head.groups) | dict.fromkeys(groups)
+    write_header(BgzfWriter(target), headers[0].content(lines))
+    join(parts, target, skip=[head.size for head in headers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +484,20 @@ class BamRecord:
         return struct.pack("<i", len(self.content)) + self.content
 
 
+def records_in(content: bytes) -> Iterator[BamRecord]:
+    """Take records apart that stand one after another, each with its size in front."""
+    at = 0
+    while at < len(content):
+        size = struct.unpack_from("<i", content, at)[0]
+        yield _parsed(content[at + 4 : at + 4 + size])
+        at += 4 + size
+
+
+def _parsed(content: bytes) -> BamRecord:
+    flag: int = struct.unpack_from("<H", content, 14)[0]
+    return BamRecord(content[32 : 31 + content[8]].decode(), flag, content)
+
+
 def iterate_bam(path: Path) -> Iterator[BamRecord]:
     """Yield the records of a BAM file; holds one.
 
@@ -463,10 +523,8 @@ def iterate_bam(path: Path) -> Iterator[BamRecord]:
             for _ in range(number()):
                 take(number() + 4)
             while size := file.read(4):
-                content = take(struct.unpack("<i", size)[0])
-                flag: int = struct.unpack_from("<H", content, 14)[0]
-                yield BamRecord(content[32 : 31 + content[8]].decode(), flag, content)
-    except (OSError, EOFError, struct.error) as error:
+                yield _parsed(take(struct.unpack("<i", size)[0]))
+    except (OSError, EOFError, struct.error, DeflateError) as error:
         raise InputError(str(path), "damaged", f"can't be read as BAM: {error}") from error
 
 

@@ -7,11 +7,12 @@ zlib's default for 1.5 % more bytes.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from isal import igzip_lib
+from isal import igzip_lib, isal_zlib
 
 from tasks.core.errors import InputError
 
@@ -24,6 +25,8 @@ _HEADER = struct.Struct("<4sIBBH2sHH")
 #: Bytes of the header that isal writes, without an extra field; and of the trailer: CRC and length.
 _PLAIN_HEADER = 10
 _TRAILER = 8
+#: What isal raises for data that is not deflate.
+DeflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stubs say an instance
 
 
 class Writable(Protocol):
@@ -70,6 +73,26 @@ def block(data: bytes | memoryview) -> bytes:
     if _HEADER.size + len(tail) > 0x10000:  # data that grows: one stored deflate block
         tail = b"".join((b"\x01", struct.pack("<HH", len(data), len(data) ^ 0xFFFF), data, tail[-_TRAILER:]))
     return _HEADER.pack(b"\x1f\x8b\x08\x04", 0, 0, 0xFF, 6, b"BC", 2, _HEADER.size + len(tail) - 1) + tail
+
+
+def read_block(file: BinaryIO) -> bytes:
+    """Read and decompress the next block.
+
+    Raises:
+        EOFError: the file ends in it.
+        ValueError: there is no block here.
+    """
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        raise EOFError("ends within a block")
+    magic, *_, extra, _, size = _HEADER.unpack(head)
+    if magic != b"\x1f\x8b\x08\x04" or extra != b"BC":
+        raise ValueError("no BGZF block")
+    rest = file.read(size + 1 - _HEADER.size)
+    try:
+        return zlib.decompress(head + rest, wbits=31)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def join(parts: Sequence[Path], target: BinaryIO, *, skip: Sequence[int] = ()) -> None:

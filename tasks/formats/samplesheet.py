@@ -8,11 +8,10 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.core.calls import Barcode
 from tasks.core.errors import SettingsError
 from tasks.core.reads import RunInfo
 
@@ -80,12 +79,12 @@ class SampleSheet:
 
     rows: tuple[SampleRow, ...]
 
-    def named(self, barcode: Barcode, run: RunInfo) -> Barcode:
-        """Return a barcode with alias and type of the sheet; without any where the sheet has no row for it."""
+    def find(self, arrangement: str, run: RunInfo) -> tuple[str, str]:
+        """Return alias and type of a barcode; two empty strings where the sheet has no row for it."""
         for row in self.rows:
-            if row.barcode == barcode.arrangement and row.of(run):
-                return replace(barcode, alias=row.alias, type=row.type)
-        return replace(barcode, alias="", type="") if barcode.alias or barcode.type else barcode
+            if row.barcode == arrangement and row.of(run):
+                return row.alias, row.type
+        return "", ""
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the rows in a form that JSON can hold."""

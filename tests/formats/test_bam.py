@@ -18,7 +18,6 @@ from tasks.core.calls import Barcode, BasecalledRead, EngineIdentity, ModifiedBa
 from tasks.core.errors import InputError, SettingsError
 from tasks.formats.bam import (
     BamEncoder,
-    Records,
     header,
     iterate_bam,
     join_bam,
@@ -49,18 +48,16 @@ def call(sequence: str = "ACGTNACGU", **changes: Any) -> BasecalledRead:
     return BasecalledRead(**{**values, **changes})
 
 
-def write(path: Path, *calls: BasecalledRead, references: dict[str, int] | None = None) -> int:
-    """Write calls of one read as a BAM file; return the compressed bytes of its header."""
+def write(path: Path, *calls: BasecalledRead, references: dict[str, int] | None = None) -> None:
+    """Write calls of one read as a BAM file."""
     encoder = BamEncoder(RUN, IDENTITY, references or {})
     groups = {read_group(RUN, IDENTITY, one.barcode): read_group_line(RUN, IDENTITY, one.barcode) for one in calls}
     with path.open("wb") as file:
         writer = BgzfWriter(file)
         write_header(writer, header(IDENTITY, list(groups.values()), references or {}))
-        head = file.tell()
         for one in calls:
             writer.write(encoder.records(read(run=RUN), one))
         writer.close()
-    return head
 
 
 def read_back(path: Path) -> list[pysam.AlignedSegment]:
@@ -216,11 +213,15 @@ def test_joined_files_have_one_header_and_all_records(tmp_path: Path) -> None:
     parts = []
     for number, name in enumerate(("a", "b")):
         path = tmp_path / f"{name}.bam"
-        parts.append(Records(path, write(path, call(read_id=f"r{number}"), call("A", read_id=f"s{number}"))))
+        parts.append(path)
+        write(path, call(read_id=f"r{number}"), call("A", read_id=f"s{number}", barcode=Barcode(arrangement=name)))
     with (tmp_path / "joined.bam").open("wb") as file:
-        join_bam(header(IDENTITY, [read_group_line(RUN, IDENTITY)], {}), parts, file)
+        join_bam(parts, file, groups=["@RG\tID:more\tPL:ONT"])
     subprocess.run(["samtools", "quickcheck", "-u", tmp_path / "joined.bam"], check=True)
     assert [record.query_name for record in read_back(tmp_path / "joined.bam")] == ["r0", "s0", "r1", "s1"]
+    known = f"{RUN.protocol_run_id}_minnow"
+    with pysam.AlignmentFile(str(tmp_path / "joined.bam"), check_sq=False) as file:
+        assert [group["ID"] for group in file.header.to_dict()["RG"]] == [known, f"{known}_a", f"{known}_b", "more"]
 
 
 def test_samtools_reads_it_without_a_warning(tmp_path: Path) -> None:

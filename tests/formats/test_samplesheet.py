@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.calls import Barcode
 from tasks.core.errors import SettingsError
 from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tests.making import run_info
@@ -28,14 +27,13 @@ def test_a_barcode_is_named_where_its_row_holds(tmp_path: Path) -> None:
     read = read_sample_sheet(sheet(tmp_path / "s.csv", *lines))
     assert SampleSheet.from_json(read.as_json()) == read
 
-    def named(arrangement: str, flow_cell: str) -> tuple[str, str, str]:
-        barcode = read.named(Barcode(arrangement=arrangement, alias="old"), run_info(flow_cell_id=flow_cell))
-        return barcode.alias, barcode.type, barcode.folder
+    def found(arrangement: str, flow_cell: str) -> tuple[str, str]:
+        return read.find(arrangement, run_info(flow_cell_id=flow_cell))
 
-    assert named("barcode01", "FAX12345") == ("patient_a", "test_sample", "patient_a")
-    assert named("barcode01", "FAX2") == ("patient_b", "", "patient_b")
-    assert named("barcode02", "FAX12345") == ("", "", "barcode02")
-    assert named("unclassified", "FAX12345") == ("", "", "unclassified")
+    assert found("barcode01", "FAX12345") == ("patient_a", "test_sample")
+    assert found("barcode01", "FAX2") == ("patient_b", "")
+    assert found("barcode02", "FAX12345") == ("", "")
+    assert found("unclassified", "FAX12345") == ("", "")
 
 
 @pytest.mark.parametrize(
