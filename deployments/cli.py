@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,6 +33,8 @@ from tasks.core.result import MergedRun
 from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
+from tasks.formats.resort import Choice, choose, read_choice
+from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
@@ -99,6 +101,11 @@ class RunOptions:
     headers: Annotated[str | None, _from(OutputSettings, "headers")] = None
     summary: Annotated[str | None, _from(OutputSettings, "summary")] = None
     files: Annotated[str | None, _from(OutputSettings, "files")] = None
+    formats: Annotated[str | None, _from(OutputSettings, "formats")] = None
+    reference: Annotated[Path | None, _from(OutputSettings, "reference")] = None
+    sample_sheet: Annotated[Path | None, _from(OutputSettings, "sample_sheet")] = None
+    barcoding_summary: Annotated[bool | None, _from(OutputSettings, "barcoding_summary")] = None
+    rna_as_dna: Annotated[bool | None, _from(OutputSettings, "rna_as_dna")] = None
     batch_samples: Annotated[int | None, _from(RunSettings, "batch_samples")] = None
     bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
     rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
@@ -125,7 +132,17 @@ class RunOptions:
                 **({"input": inputs} if inputs else {}),
                 **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict", "log_level"),
                 "engine": given("model", "threads", "rate", kind="engine"),
-                "output": given("min_qscore", "headers", "summary", "files"),
+                "output": given(
+                    "min_qscore",
+                    "headers",
+                    "summary",
+                    "files",
+                    "formats",
+                    "reference",
+                    "sample_sheet",
+                    "barcoding_summary",
+                    "rna_as_dna",
+                ),
             },
         )
 
@@ -206,18 +223,59 @@ def merge(
     *,
     files: Annotated[str | None, _from(OutputSettings, "files")] = None,
     summary: Annotated[str | None, _from(OutputSettings, "summary")] = None,
+    formats: Annotated[str | None, _from(OutputSettings, "formats")] = None,
+    reference: Annotated[Path | None, _from(OutputSettings, "reference")] = None,
+    barcoding_summary: Annotated[bool | None, _from(OutputSettings, "barcoding_summary")] = None,
     json: Json = False,
 ) -> int:
-    """Write the result of a finished run again, with another choice of files or columns; calls nothing."""
+    """Write the result of a finished run again, with another choice of files, formats or columns; calls nothing."""
     workspace = _existing(folder)
-    stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
-    stored["out"] = folder
-    stored["output"] |= {key: value for key, value in {"files": files, "summary": summary}.items() if value is not None}
-    settings = checked(RunSettings, stored)
-    with _alone(workspace):
-        merged = merge_results(settings)
-    Display(json=json).result(merged, _flawed(workspace))
-    return _verdict(merged)
+    changed = {
+        "files": files,
+        "summary": summary,
+        "formats": formats,
+        "reference": reference,
+        "barcoding_summary": barcoding_summary,
+    }
+    settings, called = _stored(workspace, changed), _stored(workspace)
+    if missing := set(settings.output.staged) - set(called.output.staged):
+        raise SettingsError(
+            f"output.formats: {folder} was called with {','.join(called.output.formats)}, and {missing.pop()} can't be "
+            "made of that; call it into another folder with the formats that are wanted"
+        )
+    return _merge_again(workspace, settings, Display(json=json))
+
+
+@app.command
+def resplit(
+    folder: RunFolder,
+    /,
+    *,
+    min_qscore: Annotated[float, Parameter(help="Mean qscore from which a read passes, Phred.")],
+    json: Json = False,
+) -> int:
+    """Sort the calls of a finished run into pass and fail by another mean qscore; calls nothing."""
+    workspace = _existing(folder)
+    settings = _stored(workspace, {"min_qscore": min_qscore})
+    return _sort_again(workspace, settings, min_qscore=min_qscore, display=Display(json=json))
+
+
+@app.command
+def demux(
+    folder: RunFolder,
+    /,
+    *,
+    sample_sheet: Annotated[Path, Parameter(help="MinKNOW's CSV; gives barcodes their aliases.")],
+    json: Json = False,
+) -> int:
+    """Sort the calls of a finished run, barcoded when they were called, by another sample sheet; calls nothing."""
+    workspace = _existing(folder)
+    sheet = read_sample_sheet(sample_sheet)
+    plan = read_plan(workspace)
+    if not any(row.of(run.info) for row in sheet.rows for run in plan.runs):
+        cells = ", ".join(sorted({run.info.flow_cell_id or "unknown" for run in plan.runs}))
+        raise SettingsError(f"{sample_sheet}: no row is of a run in {folder}; its flow cells are {cells}")
+    return _sort_again(workspace, _stored(workspace), sheet=sheet, display=Display(json=json))
 
 
 @app.command
@@ -311,6 +369,44 @@ def _run(settings: RunSettings, display: Display) -> int:
 
         with display.progress(Watch(workspace)):
             merged = basecall_flow(settings)
+    display.result(merged, _flawed(workspace))
+    return _verdict(merged)
+
+
+def _stored(workspace: Workspace, output: Mapping[str, Any] | None = None) -> RunSettings:
+    """Return the settings that a run was called with, some of its output's changed."""
+    stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
+    stored["out"] = workspace.out
+    stored["output"] |= {key: value for key, value in (output or {}).items() if value is not None}
+    return checked(RunSettings, stored)
+
+
+def _sort_again(
+    workspace: Workspace,
+    settings: RunSettings,
+    *,
+    display: Display,
+    min_qscore: float | None = None,
+    sheet: SampleSheet | None = None,
+) -> int:
+    """Add to the choice by which a finished run is sorted, and merge it by that."""
+    if merged_before(workspace) is None:
+        raise SettingsError(f"{workspace.out} is not complete; the same `shoal run` goes on")
+    with _alone(workspace):
+        before = read_choice(workspace) or Choice()
+        choose(
+            workspace,
+            Choice(
+                min_qscore=before.min_qscore if min_qscore is None else min_qscore,
+                sheet=sheet or before.sheet,
+            ),
+        )
+    return _merge_again(workspace, settings, display)
+
+
+def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) -> int:
+    with _alone(workspace):
+        merged = merge_results(settings)
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
 

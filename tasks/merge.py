@@ -6,14 +6,10 @@ batch. Merging again, with other choices of files or columns, replaces what an e
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +22,15 @@ from tasks.core.ledger import prove
 from tasks.core.plan import Plan, PlannedReads
 from tasks.core.result import MergedRun
 from tasks.engines.registry import identify
-from tasks.formats import layout
-from tasks.formats.bgzf import join
 from tasks.formats.commit import FATES, committed_ids, read_manifest
 from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_id_text, read_plan
 from tasks.formats.pod5 import format_read_id
-from tasks.formats.summary import write_summary
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json, write_text
+from tasks.formats.resort import read_choice, sorted_batches
+from tasks.formats.tree import Tree, earlier_files
+from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
-from tasks.settings import OutputSettings, RunSettings
+from tasks.settings import RunSettings
 
 LEDGER = pa.schema(
     [
@@ -74,7 +69,9 @@ def merge(settings: RunSettings) -> MergedRun:
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again
     fates = write_ledger(workspace, plan, manifests)
     _remove_earlier(workspace)
-    tree = _Tree(workspace, plan, manifests, settings.output, rehearsal=identity.engine == "null")
+    choice = read_choice(workspace)
+    batches = sorted_batches(workspace, plan, manifests, choice)
+    tree = Tree(workspace.out, plan, batches, settings.output, marker="null" if identity.engine == "null" else "")
     tree.write()
     input_file_table(plan.files, workspace.input_files)
     metrics: dict[str, StageFigures] = {}
@@ -97,6 +94,7 @@ def merge(settings: RunSettings) -> MergedRun:
         workspace.provenance,
         {
             **provenance(settings, identity),
+            **({"sorted_again": choice.as_json()} if choice else {}),
             "result": asdict(merged),
             "batches": len(plan.batches),
             "calling_began": min((manifest["began"] for manifest in manifests), default=None),
@@ -254,137 +252,11 @@ def _stacked(parts: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     return np.concatenate([np.empty((0, 16), np.uint8), *parts])
 
 
-class _Tree:
-    """MinKNOW's tree of folders and files, for each run."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        plan: Plan,
-        manifests: list[dict[str, Any]],
-        output: OutputSettings,
-        *,
-        rehearsal: bool,
-    ) -> None:
-        self._workspace = workspace
-        self._plan = plan
-        self._manifests = manifests
-        self._output = output
-        self._marker = "null" if rehearsal else ""
-        #: Folders of the runs, relative to the output folder.
-        self.folders: list[str] = []
-        #: Files made, relative to the output folder.
-        self.written: list[str] = []
-        #: FASTQ records that pass and that don't.
-        self.records = {True: 0, False: 0}
-
-    def write(self) -> None:
-        """Write every run that has anything called."""
-        for number, run in enumerate(self._plan.runs):
-            batches = [
-                (batch.batch_id, manifest)
-                for batch, manifest in zip(self._plan.batches, self._manifests, strict=True)
-                if any(part["run"] == number for part in manifest["files"].values())
-            ]
-            if batches:
-                self._write_run(number, run.info, batches)
-
-    def _write_run(self, number: int, run: Any, batches: list[tuple[str, dict[str, Any]]]) -> None:
-        folder = self._own_folder(str(layout.run_folder(run)))
-        home = self._workspace.out / folder
-        home.mkdir(parents=True, exist_ok=True)
-        names: dict[Path, dict[bool, str]] = {}
-        hashes: list[tuple[str, str]] = []
-        fastqs: dict[bool, list[Path]] = {True: [], False: []}
-        for ordinal, (batch_id, manifest) in enumerate(batches):
-            source = self._workspace.committed / batch_id
-            here: dict[bool, str] = {}
-            for name, part in manifest["files"].items():
-                if part["run"] != number:
-                    continue
-                passes = part["passes"]
-                self.records[passes] += part["records"]
-                fastqs[passes].append(source / name)
-                at = ordinal if self._output.files == "many" else 0
-                here[passes] = str(layout.fastq_name(run, passes=passes, batch=at, marker=self._marker))
-                if self._output.files == "many":
-                    self._link(source / name, home / here[passes])
-                    hashes.append((part["sha256"], here[passes]))
-            names[source / f"run{number}.summary.parquet"] = {
-                verdict: Path(here.get(verdict, "")).name for verdict in (True, False)
-            }
-        if self._output.files == "one":
-            for passes, parts in fastqs.items():
-                if parts:
-                    name = str(layout.fastq_name(run, passes=passes, batch=0, marker=self._marker))
-                    hashes.append((self._join(parts, home / name), name))
-        summary = home / layout.summary_name(run, marker=self._marker)
-        write_summary(names, self._output.summary, summary)
-        self.written.append(str(summary.relative_to(self._workspace.out)))
-        final = home / layout.final_summary_name(run)
-        ended = max(manifest["ended"] for _, manifest in batches)
-        write_text(
-            final, layout.final_summary(run, summary=summary.name, fastq_files=len(hashes), processing_stopped=ended)
-        )
-        hashed = home / layout.output_hash_name(run)
-        write_text(hashed, layout.output_hash(run, hashes))
-        self.written += [str(path.relative_to(self._workspace.out)) for path in (final, hashed)]
-
-    def _own_folder(self, wanted: str) -> str:
-        """Give each run a folder of its own, also where missing metadata makes two the same."""
-        folder, n = wanted, 1
-        while folder in self.folders:
-            n += 1
-            folder = f"{wanted}-{n}"
-        self.folders.append(folder)
-        return folder
-
-    def _link(self, source: Path, target: Path) -> None:
-        """Make a file appear in the tree at no cost; where links are refused, copy it."""
-        target.parent.mkdir(exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            _replace(target, lambda file: _copy(source, file))
-        self.written.append(str(target.relative_to(self._workspace.out)))
-
-    def _join(self, parts: list[Path], target: Path) -> str:
-        """Join BGZF files without recompression; return the sha256 of the result, hex."""
-        target.parent.mkdir(exist_ok=True)
-        _replace(target, lambda file: join(parts, file))
-        self.written.append(str(target.relative_to(self._workspace.out)))
-        with target.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-
-
-def _replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
-    new = target.with_name(f".{target.name}.new")
-    with new.open("wb") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(target)
-
-
-def _copy(source: Path, file: BinaryIO) -> None:
-    with source.open("rb") as opened:
-        shutil.copyfileobj(opened, file, 1 << 20)
-
-
 def _remove_earlier(workspace: Workspace) -> None:
     """Remove the FASTQ files and tables of an earlier merge, so that none stands beside this one's."""
-    for path in _earlier(workspace):
+    for path in earlier_files(workspace.out, read_plan(workspace)):
         path.unlink(missing_ok=True)
-
-
-def _earlier(workspace: Workspace) -> Iterator[Path]:
-    """Find what earlier merges, whole or cut off, put into the tree: links to or joins of our batches, and tables."""
-    for run in read_plan(workspace).runs:
-        wanted = workspace.out / layout.run_folder(run.info)
-        for home in wanted.parent.glob(f"{wanted.name}*"):
-            for pattern in ("fastq_pass/*.fastq.gz", "fastq_fail/*.fastq.gz", "sequencing_summary*.txt"):
-                yield from home.glob(pattern)
+        for folder in (path.parent, path.parent.parent):  # of a barcode, of a verdict
+            if folder.name.endswith(("_pass", "_fail")) or folder.parent.name.endswith(("_pass", "_fail")):
+                with suppress(OSError):
+                    folder.rmdir()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.core.errors import SettingsError
 
@@ -56,8 +56,46 @@ class OutputSettings(BaseModel):
     headers: Literal["minknow", "dorado"] = Field("minknow", title="FASTQ headers as written by")
     summary: Literal["minknow-1.1", "dorado-1.4"] = Field("minknow-1.1", title="Columns of the sequencing summary")
     files: Literal["many", "one"] = Field(
-        "many", title="FASTQ files per folder", description="many: one per batch, linked; one: joined, not recompressed"
+        "many", title="Files per folder", description="many: one per batch, linked; one: joined, not recompressed"
     )
+    formats: tuple[Literal["fastq", "bam", "sam", "cram"], ...] = Field(
+        ("fastq",), title="Formats", min_length=1, description="any of fastq, bam, sam, cram, separated by commas"
+    )
+    reference: Path | None = Field(
+        None, title="Reference", description="FASTA that the reads are aligned to; for aligned BAM, and for CRAM"
+    )
+    sample_sheet: Path | None = Field(
+        None, title="Sample sheet", description="MinKNOW's CSV; gives barcodes their aliases"
+    )
+    barcoding_summary: bool = Field(
+        False, title="Write barcoding_summary", description="a table of barcode scores beside the sequencing summary"
+    )
+    rna_as_dna: bool = Field(False, title="Write T for U in FASTQ", description="BAM has T for U always")
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _separated(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("reference", "sample_sheet", mode="after")
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"{value} is not there")
+        return value.absolute() if value else None
+
+    @model_validator(mode="after")
+    def _cram_has_a_reference(self) -> OutputSettings:
+        if "cram" in self.formats and self.reference is None:
+            raise ValueError("cram needs output.reference, the FASTA file to compress against")
+        return self
+
+    @property
+    def staged(self) -> tuple[Literal["fastq", "bam"], ...]:
+        """What split writes: SAM and CRAM are made of BAM by merge."""
+        kinds: tuple[Literal["fastq", "bam"], ...] = ("fastq", "bam")
+        wanted = {"fastq" if kind == "fastq" else "bam" for kind in self.formats}
+        return tuple(kind for kind in kinds if kind in wanted)
 
 
 class RunSettings(BaseModel):
@@ -107,6 +145,10 @@ class RunSettings(BaseModel):
             "engine": {"kind": self.engine.kind, "model": self.engine.model},
             "min_qscore": self.output.min_qscore,
             "headers": self.output.headers,
+            "formats": self.output.staged,
+            "reference": str(self.output.reference or ""),
+            "sample_sheet": str(self.output.sample_sheet or ""),
+            "rna_as_dna": self.output.rna_as_dna,
             "batch_samples": self.batch_samples,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

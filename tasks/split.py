@@ -17,7 +17,6 @@ its own last read is answered.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
@@ -29,9 +28,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,11 +39,9 @@ from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SupersededError
 from tasks.core.reads import Read, RunInfo
 from tasks.engines.base import Engine
-from tasks.formats.bgzf import BgzfWriter
 from tasks.formats.commit import FATES, commit, committed_ids, staging
-from tasks.formats.fastq import FastqFormatter
+from tasks.formats.outputs import BatchOutputs, Writing
 from tasks.formats.pod5 import Unreadable, read_rows
-from tasks.formats.summary import SummaryRows
 from tasks.formats.workspace import Workspace
 from tasks.metrics import Metrics
 from tasks.settings import OutputSettings
@@ -131,8 +127,7 @@ class _Pipeline:
         self.workspace = workspace
         self.batches = batches
         self.engine = engine
-        self.output = output
-        self.min_qscore = min_qscore
+        self.writing = Writing.of(engine.identity, output, min_qscore)
         self.run_numbers = run_numbers
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
@@ -232,9 +227,6 @@ class _BatchWriter:
         self.stop = pipeline.starts[number + 1]
         self.began = time.time()
         self.early: dict[int, tuple[Read | Unreadable, Outcome]] = {}
-        self.outputs: dict[tuple[int, bool], _FastqFile] = {}
-        self.formatters: dict[int, FastqFormatter] = {}
-        self.summaries: dict[int, SummaryRows] = {}
         #: The run that the last read was of, and its number: asked anew for each read, it would cost.
         self.last_run: RunInfo | None = None
         self.last_number = 0
@@ -245,13 +237,12 @@ class _BatchWriter:
         self.folder = self._exit.enter_context(
             staging(self.pipeline.workspace, self.batch.batch_id, self.pipeline.attempt)
         )
+        self.outputs = BatchOutputs(self.folder, self.pipeline.writing)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for output in self.outputs.values():
-            output.file.close()  # harmless when closed; else of a failed attempt, whose folder goes next
         self._exit.close()
 
     @property
@@ -274,15 +265,7 @@ class _BatchWriter:
         run = self.last_number
         bases = 0
         if outcome.calls and isinstance(read, Read):
-            formatter = self.formatters.get(run)
-            if formatter is None:
-                formatter = self.formatters[run] = self._formatter(read.run)
-                self.summaries[run] = SummaryRows()
-            for call in outcome.calls:
-                passes = call.mean_qscore >= self.pipeline.min_qscore
-                self._output(run, passes).records.append(formatter.record(read, call))
-                self.summaries[run].add(read, call, passes)
-                bases += len(call.sequence)
+            bases = self.outputs.add(run, read, outcome.calls)
         self.fates.append(
             (
                 bytes.fromhex(read.read_id.replace("-", "")),
@@ -295,19 +278,9 @@ class _BatchWriter:
             )
         )
 
-    def _formatter(self, run: RunInfo) -> FastqFormatter:
-        return FastqFormatter(run, self.pipeline.engine.identity, self.pipeline.output.headers)
-
-    def _output(self, run: int, passes: bool) -> _FastqFile:
-        output = self.outputs.get((run, passes))
-        if output is None:
-            name = f"run{run}.{'pass' if passes else 'fail'}.fastq.gz"
-            output = self.outputs[run, passes] = _FastqFile(self.folder / name)
-        return output
-
     def compress(self) -> int:
         """Write the records formatted since the last call; return their bytes."""
-        return sum(output.compress() for output in self.outputs.values())
+        return self.outputs.compress()
 
     def commit(self) -> bool:
         """Finish the files and make them the batch's result; False when another attempt was first.
@@ -315,18 +288,7 @@ class _BatchWriter:
         Runs in the committing thread, while the next batch is called.
         """
         clock = self.pipeline.metrics.clock()
-        files: dict[str, dict[str, Any]] = {}
-        for (run, passes), output in self.outputs.items():
-            output.close()
-            files[output.path.name] = {
-                "run": run,
-                "passes": passes,
-                "records": output.written,
-                "bytes": output.hashing.bytes,
-                "sha256": output.hashing.digest.hexdigest(),
-            }
-        for run, rows in self.summaries.items():
-            pq.write_table(rows.table(), self.folder / f"run{run}.summary.parquet", compression="zstd")
+        written = self.outputs.close()
         columns = zip(*self.fates, strict=True)
         fates = [pa.array(column, field.type) for column, field in zip(columns, FATE_COLUMNS, strict=True)]
         pq.write_table(pa.table(fates, FATE_COLUMNS), self.folder / FATES)
@@ -342,7 +304,7 @@ class _BatchWriter:
             "bases": sum(row[6] for row in self.fates),
             "products": sum(row[5] for row in self.fates),
             "fates": counts,
-            "files": files,
+            **written,
             "began": self.began,
             "ended": time.time(),
             "worker": f"{socket.gethostname()} {os.getpid()}",
@@ -362,42 +324,3 @@ class _BatchWriter:
         )
         logger.debug("batch %s took %s", self.batch.batch_id, manifest["metrics"])
         return True
-
-
-class _HashingFile:
-    """Counts and digests what goes through to a file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-
-class _FastqFile:
-    """A FASTQ file of one batch, run and verdict."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        #: Formatted, not yet compressed.
-        self.records: list[bytes] = []
-        self.written = 0
-        self.file = path.open("wb")
-        self.hashing = _HashingFile(self.file)
-        self.bgzf = BgzfWriter(self.hashing)
-
-    def compress(self) -> int:
-        text = b"".join(self.records)
-        self.written += len(self.records)
-        self.records.clear()
-        self.bgzf.write(text)
-        return len(text)
-
-    def close(self) -> None:
-        self.compress()
-        self.bgzf.close()
-        self.file.close()

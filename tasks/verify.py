@@ -7,16 +7,23 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 from isal import igzip
 
+from tasks.core.errors import InputError
 from tasks.core.ledger import prove
+from tasks.formats.bam import iterate_bam
+from tasks.formats.bgzf import DeflateError
+from tasks.formats.hts import alignment_ids
+from tasks.formats.layout import KINDS, Kind
 from tasks.formats.planfile import has_plan, iterate_reads
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.summary import validate_summary
+from tasks.formats.tree import calls_files
 from tasks.formats.workspace import Workspace
 
 #: Faults listed before verify stops looking for more of a kind.
@@ -35,29 +42,38 @@ class VerifyReport:
 
 
 def verify(workspace: Workspace) -> VerifyReport:
-    """Check a run folder: ledger against plan, FASTQ against summary against ledger, every value, every checksum.
+    """Check a run folder: ledger against plan, summary against ledger, calls against summary, values, checksums.
 
-    Holds 16 bytes per read for each of ledger, FASTQ and summary.
+    Holds 16 bytes per read for each of ledger, summary, and one kind of files of calls.
     """
     report = VerifyReport()
     if not workspace.ledger.exists():
         report.faults.append(f"{workspace.ledger} is not there: the run is not complete")
         return report
-    called = _check_ledger(workspace, report)
+    called, products = _check_ledger(workspace, report)
+    parents = bytearray()
     summaries = sorted(workspace.out.rglob("sequencing_summary*.txt"))
-    fastqs = sorted(path for kind in ("pass", "fail") for path in workspace.out.rglob(f"fastq_{kind}/**/*.fastq.gz"))
-    in_fastq = _ids(read_id for path in fastqs for read_id in _fastq_ids(path, report))
-    in_summary = _ids(read_id for path in summaries for read_id in _summary_ids(path, report))
-    report.records = len(in_fastq)
-    _compare("FASTQ and summary", in_fastq, in_summary, report)
-    _compare("ledger and FASTQ", called, in_fastq, report)
+    in_summary = _ids(read_id for path in summaries for read_id in _summary_ids(path, report, parents))
+    _check_products(called, products, np.frombuffer(bytes(parents), np.uint8).reshape(-1, 16), report)
+    files: list[Path] = []
+    for kind in KINDS:
+        found = list(calls_files(workspace.out, [kind]))
+        files += found
+        if found:
+            in_files = _ids(read_id for path in found for read_id in _calls(kind, path, report))
+            report.records = max(report.records, len(in_files))
+            _compare(f"{kind.upper()} and summary", in_files, in_summary, report)
+    if len(in_summary) and not files:
+        report.faults.append(f"{workspace.out} has no file of calls, and {len(in_summary)} reads in its summaries")
     named = {path for table in sorted(workspace.out.rglob("output_hash*.csv")) for path in _hashed(table, report)}
-    report.faults += [f"{path} is named in no output_hash table" for path in fastqs if path not in named]
+    report.faults += [f"{path} is named in no output_hash table" for path in files if path not in named]
     return report
 
 
-def _check_ledger(workspace: Workspace, report: VerifyReport) -> npt.NDArray[np.uint8]:
-    """Compare the ledger with the plan; return the ids of called reads, as often as they have products."""
+def _check_ledger(
+    workspace: Workspace, report: VerifyReport
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]:
+    """Compare the ledger with the plan; return the ids of called reads and how many products each has."""
     ledger = pq.read_table(workspace.ledger, columns=["read_id", "fate", "reason", "products"])
     report.reads = ledger.num_rows
     recorded = _ids(ledger.column("read_id").to_pylist())
@@ -73,8 +89,25 @@ def _check_ledger(workspace: Workspace, report: VerifyReport) -> npt.NDArray[np.
             report.faults.append(
                 f"ledger: read {read_id} is {fate!r} with {products[i]} products and reason {reason!r}"
             )
-    called: npt.NDArray[np.uint8] = recorded[products > 0]
-    return called
+    return recorded[products > 0], products[products > 0]
+
+
+def _check_products(
+    called: npt.NDArray[np.uint8],
+    products: npt.NDArray[np.integer[Any]],
+    parents: npt.NDArray[np.uint8],
+    report: VerifyReport,
+) -> None:
+    """Compare the ledger with the parents that the summaries name, each as often as it has products."""
+    found, counts = np.unique(parents, axis=0, return_counts=True)
+    _compare("ledger and summary", called, found, report)
+    order = np.lexsort(called.T[::-1])
+    if len(found) == len(called) and (found == called[order]).all():
+        for i in np.flatnonzero(counts != products[order])[:1]:
+            read_id = format_read_id(found[i].tobytes())
+            report.faults.append(
+                f"ledger and summary: read {read_id} has {products[order][i]} products in the ledger, {counts[i]} rows"
+            )
 
 
 def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], report: VerifyReport) -> None:
@@ -88,6 +121,19 @@ def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8
             report.faults.append(f"{what}: {len(ids)} reads {kind}, e.g. {format_read_id(ids[0].tobytes())}")
 
 
+def _calls(kind: Kind, path: Path, report: VerifyReport) -> Iterator[str]:
+    """Yield the ids of a file of calls; what can't be read is a fault."""
+    try:
+        if kind == "fastq":
+            yield from _fastq_ids(path, report)
+        elif kind == "bam":
+            yield from (record.read_id for record in iterate_bam(path) if record.primary)
+        else:
+            yield from alignment_ids(path)
+    except InputError as error:
+        report.faults.append(str(error))
+
+
 def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
     """Yield the ids of a FASTQ file; a malformed record is a fault."""
     try:
@@ -98,24 +144,26 @@ def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
                     report.faults.append(f"{path}: record {number} is malformed")
                     return
                 yield header[1:].split(None, 1)[0].decode()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, DeflateError) as error:
         report.faults.append(f"{path}: can't be decompressed: {error}")
 
 
-def _summary_ids(path: Path, report: VerifyReport) -> Iterator[str]:
-    """Yield the ids of a summary, and check its values."""
+def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[str]:
+    """Yield the ids of a summary, gather those of the parents, and check its values."""
     for violation in validate_summary(path):
         report.faults.append(f"{path}: {violation}")
         if len(report.faults) > ENOUGH:
             break
     with path.open(encoding="utf-8", newline="\n") as file:
         header = file.readline().rstrip("\n").split("\t")
-        if "read_id" not in header:
+        if not {"read_id", "parent_read_id"} <= set(header):
             return
-        column = header.index("read_id")
+        column, parent = header.index("read_id"), header.index("parent_read_id")
         for line in file:
             report.values += len(header)
-            yield line.split("\t")[column]
+            values = line.rstrip("\n").split("\t")
+            parents += bytes.fromhex(values[parent].replace("-", ""))
+            yield values[column]
 
 
 def _hashed(table: Path, report: VerifyReport) -> Iterator[Path]:

@@ -8,6 +8,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.reads import Read
+
 
 class Fate(str, Enum):
     """What became of an input read. Every read has exactly one."""
@@ -126,6 +128,16 @@ class BasecalledRead:
     duplex_parents: tuple[str, str] | None = None
     #: Tag `dx`: 1 duplex, 0 simplex, -1 simplex that is also part of a duplex call.
     duplex: int = 0
+
+    @property
+    def split(self) -> bool:
+        """Whether the engine cut the read in several."""
+        return self.read_id != self.parent_read_id
+
+    def end_reason(self, read: Read) -> str:
+        """Return why the signal of this call ended: as its read, unless it was cut off before the read's end."""
+        cut_off = self.split and self.split_point + self.num_samples < read.num_samples
+        return "unknown" if cut_off else read.end_reason
 
 
 @dataclass(frozen=True, slots=True)

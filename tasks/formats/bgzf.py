@@ -7,11 +7,12 @@ zlib's default for 1.5 % more bytes.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from isal import igzip_lib
+from isal import igzip_lib, isal_zlib
 
 from tasks.core.errors import InputError
 
@@ -24,6 +25,8 @@ _HEADER = struct.Struct("<4sIBBH2sHH")
 #: Bytes of the header that isal writes, without an extra field; and of the trailer: CRC and length.
 _PLAIN_HEADER = 10
 _TRAILER = 8
+#: What isal raises for data that is not deflate.
+DeflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stubs say an instance
 
 
 class Writable(Protocol):
@@ -48,13 +51,18 @@ class BgzfWriter:
         if whole:
             self._file.write(b"".join(block(text[at : at + PAYLOAD]) for at in range(0, whole, PAYLOAD)))
 
+    def flush(self) -> None:
+        """Write what is gathered, so that what comes next begins a block."""
+        if self._rest:
+            self._file.write(block(self._rest))
+            self._rest = b""
+
     def close(self) -> None:
         """Write what is left and the end-of-file block. Harmless when called twice."""
         if self._closed:
             return
         self._closed = True
-        if self._rest:
-            self._file.write(block(self._rest))
+        self.flush()
         self._file.write(EOF_BLOCK)
 
 
@@ -67,15 +75,39 @@ def block(data: bytes | memoryview) -> bytes:
     return _HEADER.pack(b"\x1f\x8b\x08\x04", 0, 0, 0xFF, 6, b"BC", 2, _HEADER.size + len(tail) - 1) + tail
 
 
-def join(parts: Sequence[Path], target: BinaryIO) -> None:
+def read_block(file: BinaryIO) -> bytes:
+    """Read and decompress the next block.
+
+    Raises:
+        EOFError: the file ends in it.
+        ValueError: there is no block here.
+    """
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        raise EOFError("ends within a block")
+    magic, *_, extra, _, size = _HEADER.unpack(head)
+    if magic != b"\x1f\x8b\x08\x04" or extra != b"BC":
+        raise ValueError("no BGZF block")
+    rest = file.read(size + 1 - _HEADER.size)
+    try:
+        return zlib.decompress(head + rest, wbits=31)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+
+
+def join(parts: Sequence[Path], target: BinaryIO, *, skip: Sequence[int] = ()) -> None:
     """Join BGZF files without recompression: each part's blocks, and one end-of-file block.
+
+    Args:
+        skip: Bytes, whole blocks, to leave out at each part's beginning; none when empty.
 
     Raises:
         InputError: a part does not end as a BGZF file does.
     """
-    for part in parts:
-        left = part.stat().st_size - len(EOF_BLOCK)
+    for part, start in zip(parts, skip or (0,) * len(parts), strict=True):
+        left = part.stat().st_size - len(EOF_BLOCK) - start
         with part.open("rb") as file:
+            file.seek(start)
             while left > 0:
                 data = file.read(min(left, 1 << 20))
                 if not data:

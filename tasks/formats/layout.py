@@ -8,13 +8,23 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
+from typing import Literal
 
 from tasks.core.reads import RunInfo
 
 UNKNOWN = "unknown"
+Kind = Literal["fastq", "bam", "sam", "cram"]
+#: Folder (before `_pass` and `_fail`) and suffix of each kind of file; SAM goes where dorado puts it.
+KINDS: Mapping[Kind, tuple[str, str]] = {
+    "fastq": ("fastq", "fastq.gz"),
+    "bam": ("bam", "bam"),
+    "sam": ("bam", "sam"),
+    "cram": ("cram", "cram"),
+}
 _UNFIT = re.compile(r"[^\w.+=@-]+")
 
 
@@ -31,20 +41,29 @@ def run_folder(run: RunInfo) -> PurePosixPath:
     return PurePosixPath(path_part(run.experiment_name), path_part(run.sample_id), name)
 
 
-def fastq_name(run: RunInfo, *, passes: bool, batch: int, marker: str = "") -> PurePosixPath:
-    """Return the path of a FASTQ file in its run's folder.
+def reads_name(
+    run: RunInfo, kind: Kind, *, passes: bool, batch: int, barcode: str = "", marker: str = ""
+) -> PurePosixPath:
+    """Return the path of a file of calls in its run's folder.
 
     Args:
+        barcode: Folder of the barcode; empty without barcodes.
         marker: Set into the name when the bases are not real.
     """
     verdict = "pass" if passes else "fail"
-    name = "_".join(filter(None, (path_part(run.flow_cell_id), verdict, *_ids(run), marker, str(batch))))
-    return PurePosixPath(f"fastq_{verdict}", f"{name}.fastq.gz")
+    parts = (path_part(run.flow_cell_id), verdict, barcode, *_ids(run), marker, str(batch))
+    tree, suffix = KINDS[kind]
+    return PurePosixPath(f"{tree}_{verdict}", barcode, f"{'_'.join(filter(None, parts))}.{suffix}")
 
 
 def summary_name(run: RunInfo, marker: str = "") -> str:
     """Return the name of a run's sequencing summary."""
     return _name("sequencing_summary", run, marker, "txt")
+
+
+def barcoding_summary_name(run: RunInfo, marker: str = "") -> str:
+    """Return the name of a run's barcoding summary."""
+    return _name("barcoding_summary", run, marker, "txt")
 
 
 def final_summary_name(run: RunInfo, marker: str = "") -> str:
@@ -90,12 +109,21 @@ def final_summary(run: RunInfo, *, summary: str, fastq_files: int, processing_st
     return "".join(f"{key}={value}\n" for key, value in rows.items())
 
 
-def output_hash(run: RunInfo, hashes: Iterable[tuple[str, str]]) -> str:
-    """Return the text of MinKNOW's table of checksums.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashedFile:
+    """A file of calls, for the table of checksums."""
 
-    Args:
-        hashes: sha256 in hex, and the file's path in the run's folder.
-    """
+    #: In the run's folder.
+    path: str
+    #: In hex.
+    sha256: str
+    #: Arrangement and alias; empty without barcodes.
+    barcode: str = ""
+    alias: str = ""
+
+
+def output_hash(run: RunInfo, files: Iterable[HashedFile]) -> str:
+    """Return the text of MinKNOW's table of checksums."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(
@@ -110,10 +138,9 @@ def output_hash(run: RunInfo, hashes: Iterable[tuple[str, str]]) -> str:
             "barcode_alias",
         )
     )
-    for digest, path in hashes:
-        table.writerow(
-            (run.protocol_run_id, run.experiment_name, run.flow_cell_id, run.sample_id, digest, path, "", "")
-        )
+    known = (run.protocol_run_id, run.experiment_name, run.flow_cell_id, run.sample_id)
+    for file in files:
+        table.writerow((*known, file.sha256, file.path, file.barcode, file.alias))
     return text.getvalue()
 
 

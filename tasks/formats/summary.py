@@ -7,18 +7,20 @@ SummaryFileWriter (`dorado-1.4`, whose times are float32 and whose numbers have 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
 
-from tasks.core.calls import BasecalledRead
+from tasks.core.alignment import AlignmentFigures, alignment_figures
+from tasks.core.calls import Barcode, BasecalledRead, PolyTail
 from tasks.core.errors import InputError
 from tasks.core.reads import Read
 from tasks.formats.fastq import UNKNOWN, word
+from tasks.formats.layout import path_part
 
 Profile = Literal["minknow-1.1", "dorado-1.4"]
 
@@ -117,19 +119,29 @@ COLUMNS = (
     *_group("duplex", "duplex_parent_template duplex_parent_complement", f"-|{UUID}"),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
-#: What Shoal writes in each profile so far.
-WRITTEN: Mapping[Profile, tuple[str, ...]] = {
-    "minknow-1.1": (
-        "filename_fastq",
-        "filename_pod5",
-        *(column.name for column in COLUMNS if column.group == "general"),
-    ),
-    "dorado-1.4": (
-        "input_filename",
-        "batch_id",
-        *(column.name for column in COLUMNS if column.group == "general"),
-    ),
-}
+#: Groups that are there when the engine was asked for them, in the order of a row's values in SummaryRows.
+OPTIONAL = ("poly_a", "barcoding", "alignment", "duplex")
+
+
+def written_columns(profile: Profile, groups: Collection[str], kinds: Collection[str]) -> tuple[str, ...]:
+    """Return the columns that Shoal writes.
+
+    Args:
+        groups: Those of OPTIONAL that the run has.
+        kinds: `fastq` and `bam`, as written.
+    """
+    online = {"filename_pod5", *(f"filename_{kind}" for kind in kinds)}
+    first = {"minknow-1.1": online, "dorado-1.4": {"input_filename", "batch_id"}}[profile]
+    return tuple(c.name for c in COLUMNS if c.name in first or c.group == "general" or c.group in groups)
+
+
+def _names(group: str) -> tuple[str, ...]:
+    return tuple(column.name for column in COLUMNS if column.group == group)
+
+
+def _number_type(name: str) -> Any:
+    return pa.float64() if name.endswith(("identity", "accuracy", "coverage")) else pa.int64()
+
 
 PART = pa.schema(
     [
@@ -152,8 +164,38 @@ PART = pa.schema(
         ("experiment_id", pa.string()),
         ("sample_id", pa.string()),
         ("end_reason", pa.string()),
+        # Not a column of the summary: the folder of the read's barcode; empty without one.
+        ("folder", pa.string()),
     ]
 )
+#: Columns of the groups of OPTIONAL in a part; null where a call has none of them.
+PART_GROUPS = {
+    "poly_a": pa.schema([(name, pa.int32()) for name in _names("poly_a")]),
+    "barcoding": pa.schema(
+        [
+            *((name, pa.string()) for name in _names("barcoding")[:5]),
+            *((name, pa.float64() if name.endswith("score") else pa.int32()) for name in _names("barcoding")[5:]),
+        ]
+    ),
+    "alignment": pa.schema(
+        [
+            (name, pa.string() if name.endswith(("genome", "direction")) else _number_type(name))
+            for name in _names("alignment")
+        ]
+    ),
+    "duplex": pa.schema([(name, pa.string()) for name in _names("duplex")]),
+}
+#: What dorado writes where a read has no value.
+_DORADO_NONE: Mapping[str, object] = {
+    **dict.fromkeys(_names("poly_a"), -1),
+    "poly_tail_length": -2,
+    **dict.fromkeys(_names("barcoding")[:5], UNKNOWN),
+    **dict.fromkeys(_names("barcoding")[5:], -1),
+    **dict.fromkeys(_names("alignment"), 0),
+    **dict.fromkeys(_names("alignment")[:2], "*"),
+    **dict.fromkeys(_names("alignment")[2:6], -1),
+    **dict.fromkeys(_names("duplex"), "-"),
+}
 
 
 #: Rows gathered before they are packed.
@@ -193,21 +235,27 @@ class SummaryRows:
                 read.pore_type,
                 run,
                 run,
-                read.end_reason,
+                call.end_reason(read),
+                path_part(call.barcode.folder) if call.barcode else "",
+                call.poly_tail,
+                call.barcode,
+                None if call.alignments is None else (alignment_figures(call.alignments),),
+                call.duplex_parents or ((None, None) if call.duplex else None),
             )
         )
         if len(self._rows) == PACKED:
             self._pack()
 
     def table(self) -> Any:
-        """Return the rows as a table of schema PART."""
+        """Return the rows as a table of schema PART, and of PART_GROUPS as far as any call has them."""
         if self._rows:
             self._pack()
-        return pa.concat_tables(self._packed)
+        return pa.concat_tables(self._packed, promote_options="default")
 
     def _pack(self) -> None:
         """Turn rows into a table, a tenth of their size: a batch of short reads has a hundred thousand."""
-        columns = dict(zip(PART.names, map(list, zip(*self._rows, strict=True)), strict=True))
+        named = (*PART.names, *OPTIONAL)
+        columns = dict(zip(named, map(list, zip(*self._rows, strict=True)), strict=True))
         run = columns["run_id"][0]
         known = re.fullmatch(UUID, run.protocol_run_id)
         count = len(self._rows)
@@ -218,28 +266,121 @@ class SummaryRows:
         columns["filename_pod5"] = [files[file] for file in columns["filename_pod5"]]
         pores = {pore: word(pore) or "not_set" for pore in set(columns["pore_type"])}
         columns["pore_type"] = [pores[pore] for pore in columns["pore_type"]]
-        self._packed.append(pa.table([pa.array(columns[field.name], field.type) for field in PART], PART))
+        fields = list(PART)
+        for group in OPTIONAL:
+            if any(value is not None for value in columns[group]):
+                fields += PART_GROUPS[group]
+                rows = [_GROUP_VALUES[group](value) for value in columns[group]]
+                columns |= dict(zip(PART_GROUPS[group].names, map(list, zip(*rows, strict=True)), strict=True))
+        self._packed.append(
+            pa.table([pa.array(columns[field.name], field.type) for field in fields], pa.schema(fields))
+        )
         self._rows.clear()
 
 
-def write_summary(parts: Mapping[Path, Mapping[bool, str]], profile: Profile, target: Path) -> None:
+def _poly_a_values(tail: PolyTail | None) -> tuple[Any, ...]:
+    return (None,) * 5 if tail is None else (tail.length, tail.start, tail.end, tail.start_2, tail.end_2)
+
+
+def _barcoding_values(barcode: Barcode | None) -> tuple[Any, ...]:
+    """Return a row of the group; what is not known is null. Readers look at alias or arrangement: both are filled."""
+    if barcode is None:
+        return (None,) * 12
+
+    def known(number: float) -> float | None:
+        return None if number == -1 else number
+
+    return (
+        word(barcode.folder),
+        word(barcode.type) or None,
+        word(barcode.arrangement),
+        word(barcode.kit) or None,
+        word(barcode.variant) or ("n/a" if barcode.kit else None),
+        known(barcode.score),
+        known(barcode.front_score),
+        known(barcode.front_foundseq_length),
+        known(barcode.front_begin_index),
+        known(barcode.rear_score),
+        known(barcode.rear_foundseq_length),
+        known(barcode.rear_end_index),
+    )
+
+
+def _alignment_values(aligned: tuple[AlignmentFigures | None] | None) -> tuple[Any, ...]:
+    return (None,) * len(_names("alignment")) if aligned is None or aligned[0] is None else astuple(aligned[0])
+
+
+def _duplex_values(parents: tuple[str | None, str | None] | None) -> tuple[Any, ...]:
+    return parents or (None, None)
+
+
+_GROUP_VALUES: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
+    "poly_a": _poly_a_values,
+    "barcoding": _barcoding_values,
+    "alignment": _alignment_values,
+    "duplex": _duplex_values,
+}
+
+
+def groups_of(schema: Any) -> tuple[str, ...]:
+    """Return the optional groups that a part's schema has."""
+    return tuple(group for group in OPTIONAL if PART_GROUPS[group].names[0] in schema.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one batch of a run: a parquet file of schema PART."""
+
+    path: Path
+    #: Names of the files that its reads are in, by kind (`fastq`, `bam`), verdict and barcode folder.
+    names: Mapping[tuple[str, bool, str], str]
+
+
+def scan_parts(parts: Sequence[Part], groups: Collection[str]) -> pl.LazyFrame:
+    """Read the parts of a run, in order; what a part has not of a group is null. `part` is the path of each row's."""
+    schema = pa.schema([field for fields in (PART, *(PART_GROUPS[group] for group in groups)) for field in fields])
+    types = pl.DataFrame(schema.empty_table()).schema
+    return pl.scan_parquet(
+        [part.path for part in parts],
+        schema=types,
+        missing_columns="insert",
+        include_file_paths="part",
+        glob=False,
+    )
+
+
+def write_summary(
+    parts: Sequence[Part], profile: Profile, target: Path, *, groups: Collection[str] = (), kinds: Collection[str]
+) -> None:
     """Join the parts of a run, in order, into its sequencing summary. Streams: memory does not grow with the rows.
 
     Args:
-        parts: Parquet files of schema PART, each with the name of the FASTQ file that its passing (True) and failing
-            (False) reads are in.
+        parts: Whose rows.
         profile: Which columns, in whose manner.
         target: Replaced as a whole.
+        groups: Those of OPTIONAL that any part has.
+        kinds: Of the files that the reads are in: `fastq`, `bam`.
     """
-    table = pl.scan_parquet(list(parts), include_file_paths="part", glob=False)
+    table = scan_parts(parts, groups)
     if profile == "minknow-1.1":
-        paths = [str(part) for part in parts]
-
-        def name(verdict: bool) -> pl.Expr:
-            return pl.col("part").replace_strict(paths, [names[verdict] for names in parts.values()])
-
-        table = table.with_columns(filename_fastq=pl.when("passes_filtering").then(name(True)).otherwise(name(False)))
+        # A column of the one string that tells the file: part, verdict and folder.
+        key = pl.concat_str("part", pl.col("passes_filtering").cast(pl.String), "folder", separator="|")
+        for kind in kinds:
+            names = {
+                f"{part.path}|{str(passes).lower()}|{folder}": name
+                for part in parts
+                for (of, passes, folder), name in part.names.items()
+                if of == kind
+            }
+            table = table.with_columns(
+                key.replace_strict(names, default="", return_dtype=pl.String).alias(f"filename_{kind}")
+            )
+        if "poly_a" in groups:
+            table = table.with_columns(pl.col(PART_GROUPS["poly_a"].names).fill_null(-1))
     else:
+        table = table.with_columns(
+            pl.col(name).fill_null(_DORADO_NONE[name]) for group in groups for name in PART_GROUPS[group].names
+        )
         single = pl.Float32
         milliseconds = (pl.col("start_time") * 1000).round()
         start = milliseconds.cast(single) / pl.lit(1000, single)
@@ -255,8 +396,8 @@ def write_summary(parts: Mapping[Path, Mapping[bool, str]], profile: Profile, ta
         )
     verdict = pl.when("passes_filtering").then(pl.lit("TRUE")).otherwise(pl.lit("FALSE"))
     new = target.with_name(f".{target.name}.new")
-    table.with_columns(passes_filtering=verdict).select(WRITTEN[profile]).sink_csv(
-        new, separator="\t", line_terminator="\n", float_precision=6, quote_style="never"
+    table.with_columns(passes_filtering=verdict).select(written_columns(profile, groups, kinds)).sink_csv(
+        new, separator="\t", line_terminator="\n", float_precision=6, quote_style="never", null_value="-"
     )
     new.replace(target)
 

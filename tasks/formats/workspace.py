@@ -34,6 +34,11 @@ class Workspace:
         return self.state / "committed"
 
     @property
+    def sorted(self) -> Path:
+        """One folder per batch, of what was sorted otherwise than it was called; only after `resplit` or `demux`."""
+        return self.state / "sorted"
+
+    @property
     def heartbeats(self) -> Path:
         return self.state / "heartbeats"
 
