@@ -6,14 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.formats.layout import fastq_name, path_part, run_folder, summary_name
+from tasks.formats.layout import path_part, reads_name, run_folder, summary_name
 from tests.making import run_info
 
 
 def test_names_are_minknows() -> None:
     run = run_info()
     assert run_folder(run) == PurePosixPath("experiment_1/sample-7/20261122_0830_2A_FAX12345_11111111")
-    assert str(fastq_name(run, passes=True, batch=3)) == "fastq_pass/FAX12345_pass_11111111_01234567_3.fastq.gz"
+    assert (
+        str(reads_name(run, "fastq", passes=True, batch=3)) == "fastq_pass/FAX12345_pass_11111111_01234567_3.fastq.gz"
+    )
+    barcoded = reads_name(run, "bam", passes=False, batch=0, barcode="barcode07", marker="null")
+    assert str(barcoded) == "bam_fail/barcode07/FAX12345_fail_barcode07_11111111_01234567_null_0.bam"
     assert summary_name(run, "null") == "sequencing_summary_null_FAX12345_11111111_01234567.txt"
 
 
