@@ -14,6 +14,37 @@ from tasks.settings import checked, read_toml
 BUNDLED = Path(__file__).parent / "sites"
 
 
+class DoradoSite(BaseModel):
+    """Where ONT's programs are on this site, and how they are run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: str = Field(
+        "dorado_basecall_server", title="Basecall server", description="its path, or its name where PATH finds it"
+    )
+    program: str = Field("dorado", title="dorado", description="its path, or its name where PATH finds it")
+    address: str | None = Field(
+        None,
+        title="Address of a running server",
+        description="ipc:///path or host:port; Shoal then starts none, and ends none",
+    )
+    port: str = Field("auto", title="Port of servers we start", description="auto, a number, or the path of a socket")
+    device: str | None = Field(
+        None,
+        title="Devices",
+        description="e.g. cuda:all, cuda:0,1; none: those that CUDA_VISIBLE_DEVICES names, or all",
+    )
+    arguments: tuple[str, ...] = Field((), title="Further arguments of the server or program, passed as they are")
+    models: Path | None = Field(None, title="Models folder", description="where dorado keeps its models")
+    start_within: float = Field(
+        900,
+        title="Start-up deadline, s",
+        gt=0,
+        description="a server measures batch sizes on a GPU that it does not know yet, which takes minutes",
+    )
+    restarts: int = Field(3, title="Restarts", ge=0, le=100, description="of a server that dies or stalls, per worker")
+
+
 class Site(BaseModel):
     """A place to run: so far, this machine."""
 
@@ -41,6 +72,8 @@ class Site(BaseModel):
     scratch: Path | None = Field(
         None, title="Scratch folder", description="for Dask's own files; none: a temporary one"
     )
+
+    dorado: DoradoSite = Field(default_factory=DoradoSite, title="ONT's programs")
 
     def slots_in_all(self, slots_of_engine: int) -> int:
         """Return how many bundles run at once."""

@@ -23,15 +23,29 @@ else:
 ENVIRONMENT_PREFIX = "SHOAL_"
 
 
+#: Engines that hold one of ONT's programs; what only they can do is refused by the others.
+DORADO = ("dorado-server", "dorado")
+
+
 class EngineSettings(BaseModel):
     """What calls the reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["cpu", "null"] = Field(
-        "cpu", title="Engine", description="cpu calls real bases on any CPU; null makes up bases, for rehearsals"
+    kind: Literal["cpu", "null", "dorado-server", "dorado"] = Field(
+        "cpu",
+        title="Engine",
+        description="cpu calls real bases on any CPU; dorado-server holds clients of ONT's basecall server; dorado "
+        "runs ONT's stand-alone program; null makes up bases, for rehearsals",
     )
-    model: str = Field("minnow-v0", title="Model", description="name of a bundled model, or path of a model directory")
+    model: str | None = Field(
+        None,
+        title="Model",
+        min_length=1,
+        description="cpu: name of a bundled model, or path of a model directory; dorado: fast, hac, sup, a model's "
+        "name or path; dorado-server: a model or config that the server has, or a set simplex|mods|duplex; none: the "
+        "engine's own default",
+    )
     threads: int = Field(1, title="Threads of the engine per worker", ge=1, le=256)
     rate: float | None = Field(
         None, title="Rate of the null engine, samples/s", gt=0, description="none: it answers at once"
@@ -43,6 +57,55 @@ class EngineSettings(BaseModel):
         le=2_000_000_000,
         description="bounds memory; must be several times the GPU's batch",
     )
+    modified_bases: tuple[str, ...] = Field(
+        (), title="Modified-base models", description="e.g. 5mCG_5hmCG, 6mA; separated by commas; dorado engines only"
+    )
+    moves: bool = Field(False, title="Write the move table", description="tag mv in BAM")
+    trim: Literal["all", "adapters", "none"] = Field(
+        "all", title="Trim", description="adapters and primers, adapters alone, or nothing; dorado engines only"
+    )
+    barcode_kits: tuple[str, ...] = Field(
+        (), title="Barcode kits", description="e.g. SQK-NBD114-24; separated by commas; dorado engines only"
+    )
+    barcodes: tuple[str, ...] = Field(
+        (), title="Barcodes in use", description="e.g. barcode01,barcode07; none: all of the kit"
+    )
+    barcode_both_ends: bool = Field(False, title="Require the barcode at both ends")
+    barcode_trim: bool = Field(True, title="Trim barcodes")
+    poly_a: bool = Field(False, title="Estimate poly-A tails", description="dorado engines only")
+    poly_a_config: Path | None = Field(None, title="Poly-A configuration", description="TOML file, as dorado takes it")
+    bed: Path | None = Field(
+        None, title="BED file", description="counts alignments that overlap its regions; needs output.reference"
+    )
+    duplex: bool = Field(
+        False, title="Duplex", description="pair template and complement reads by channel; dorado engines only"
+    )
+
+    @field_validator("modified_bases", "barcode_kits", "barcodes", mode="before")
+    @classmethod
+    def _separated(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("poly_a_config", "bed", mode="after")
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"{value} is not there")
+        return value.absolute() if value else None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EngineSettings:
+        if self.kind not in DORADO:
+            given = ("modified_bases", "barcode_kits", "poly_a", "bed", "duplex")
+            for name in given:
+                if getattr(self, name):
+                    raise ValueError(f"{name}: the {self.kind} engine can't; {' and '.join(DORADO)} can")
+        for name in ("barcodes", "barcode_both_ends"):
+            if getattr(self, name) and not self.barcode_kits:
+                raise ValueError(f"{name}: needs barcode_kits")
+        if self.poly_a_config and not self.poly_a:
+            raise ValueError("poly_a_config: needs poly_a")
+        return self
 
 
 class OutputSettings(BaseModel):
@@ -142,7 +205,7 @@ class RunSettings(BaseModel):
     def digest(self) -> str:
         """Return sha256 over what decides the bases and batches: two runs into one folder must agree on it."""
         decisive = {
-            "engine": {"kind": self.engine.kind, "model": self.engine.model},
+            "engine": self.engine.model_dump(mode="json", exclude={"threads", "rate", "in_flight_samples"}),
             "min_qscore": self.output.min_qscore,
             "headers": self.output.headers,
             "formats": self.output.staged,

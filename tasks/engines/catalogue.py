@@ -14,6 +14,8 @@ from tasks.core.errors import SettingsError
 from tasks.settings import checked, read_toml
 
 BUNDLED = Path(__file__).parent / "models"
+#: What the embedded engine calls with unless told otherwise.
+DEFAULT = "minnow-v0"
 
 
 class _Fits(BaseModel):
@@ -59,12 +61,15 @@ class Model:
 
 
 @lru_cache(maxsize=8)
-def find_model(name: str) -> Model:
+def find_model(name: str | None) -> Model:
     """Look up a model by the name of a bundled one, or by the path of its `*.toml` or of the folder with only that one.
+
+    None is the default model.
 
     Raises:
         SettingsError: there is no such model; names those there are.
     """
+    name = name or DEFAULT
     description = BUNDLED / f"{name}.toml"
     folder = Path(name)
     if folder.suffix == ".toml" and folder.is_file():
