@@ -48,7 +48,7 @@ _ALPHABET = np.frombuffer(b"NACGT", np.uint8)
 class CpuEngine:
     """Calls reads on this process's CPU. Holds a few chunks of signal beside the read it is given."""
 
-    def __init__(self, model: Model, threads: int = 1) -> None:
+    def __init__(self, model: Model, threads: int = 1, *, moves: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -60,6 +60,7 @@ class CpuEngine:
         except Exception as error:  # onnxruntime raises a class per cause, without a common base
             raise EngineError(f"model {model.name}: {model.weights} can't be loaded: {error}") from error
         self._model = model
+        self._moves = moves
         self.identity = EngineIdentity(
             engine="cpu",
             version=version("shoal"),
@@ -74,7 +75,7 @@ class CpuEngine:
         chunks: list[tuple[_Calling, npt.NDArray[np.float32]]] = []
         held = 0
         for read in reads:
-            calling = _Calling(read, self._model)
+            calling = _Calling(read, self._model, moves=self._moves)
             waiting.append(calling)
             held += calling.samples
             for chunk in calling.chunks():
@@ -116,8 +117,9 @@ class CpuEngine:
 class _Calling:
     """One read on its way through the network."""
 
-    def __init__(self, read: Read, model: Model) -> None:
+    def __init__(self, read: Read, model: Model, *, moves: bool) -> None:
         self.read = read
+        self._with_moves = moves
         self._stride = model.stride
         self._model_rate = model.sample_rate
         self.samples = 0
@@ -236,7 +238,7 @@ class _Calling:
                 mean_qscore=mean_qscore(qstring),
                 stride=self._stride,
                 num_samples=self.read.num_samples,
-                moves=self._moves(),
+                moves=self._moves() if self._with_moves else None,
                 scaling_midpoint=self._middle,
                 scaling_dispersion=self._spread,
             )

@@ -25,7 +25,7 @@ HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0
 
 @pytest.fixture(scope="module")
 def engine() -> CpuEngine:
-    return CpuEngine(find_model("minnow-v0"))
+    return CpuEngine(find_model("minnow-v0"), moves=True)
 
 
 def call(engine: CpuEngine, given: Read) -> Outcome:
@@ -66,7 +66,8 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
 
 
 def test_a_base_across_a_seam_is_one_base() -> None:
-    calling = _Calling(squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model("minnow-v0"))
+    read = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000))
+    calling = _Calling(read, find_model("minnow-v0"), moves=True)
     chunks = list(calling.chunks())
     assert len(chunks) == 2
     for chunk in chunks:  # A in every frame: with the seam forgotten, it would be two
