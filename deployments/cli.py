@@ -96,6 +96,7 @@ class RunOptions:
     engine: Annotated[str | None, _from(EngineSettings, "kind")] = None
     model: Annotated[str | None, _from(EngineSettings, "model")] = None
     threads: Annotated[int | None, _from(EngineSettings, "threads")] = None
+    int8: Annotated[bool | None, _from(EngineSettings, "int8")] = None
     rate: Annotated[float | None, _from(EngineSettings, "rate")] = None
     in_flight_samples: Annotated[int | None, _from(EngineSettings, "in_flight_samples")] = None
     modified_bases: Annotated[str | None, _from(EngineSettings, "modified_bases")] = None

@@ -71,6 +71,12 @@ class EngineSettings(BaseModel):
         "engine's own default",
     )
     threads: int = Field(1, title="Threads of the engine per worker", ge=1, le=256)
+    int8: bool = Field(
+        False,
+        title="Calculate in 8 bits",
+        description="a model directory of ONT's on the cpu engine: twice as fast where the CPU has VNNI, half a "
+        "percent less accurate",
+    )
     rate: float | None = Field(
         None, title="Rate of the null engine, samples/s", gt=0, description="none: it answers at once"
     )
