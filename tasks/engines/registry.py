@@ -41,7 +41,7 @@ def check_run(settings: EngineSettings, run: RunInfo) -> None:
     if settings.kind == "null":
         return
     model = find_model(settings.model)
-    if reason := mismatch(run, model.fits, model.name):
+    if reason := mismatch(run, model.fits, model.name, settings.chemistry):
         raise ChemistryError(reason)
 
 
