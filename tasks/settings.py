@@ -56,11 +56,11 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["cpu", "null", "dorado-server", "dorado"] = Field(
+    kind: Literal["cpu", "null", "scrappie", "dorado-server", "dorado"] = Field(
         "cpu",
         title="Engine",
         description="cpu calls real bases on any CPU; dorado-server holds clients of ONT's basecall server; dorado "
-        "runs ONT's stand-alone program; null makes up bases, for rehearsals",
+        "runs ONT's stand-alone program; scrappie calls R9.4.1 on any CPU; null makes up bases, for rehearsals",
     )
     model: str | None = Field(
         None,

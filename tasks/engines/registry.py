@@ -8,6 +8,7 @@ from tasks.core.calls import EngineIdentity
 from tasks.core.chemistry import mismatch
 from tasks.core.errors import ChemistryError
 from tasks.core.reads import RunInfo
+from tasks.engines import scrappie
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
@@ -19,6 +20,8 @@ def open_engine(settings: EngineSettings) -> Engine:
     """Open the engine that the settings name."""
     if settings.kind == "null":
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
+    if settings.kind == "scrappie":
+        return scrappie.ScrappieEngine()
     return CpuEngine(find_model(settings.model), threads=settings.threads, moves=settings.moves, int8=settings.int8)
 
 
@@ -26,6 +29,8 @@ def identify(settings: EngineSettings) -> EngineIdentity:
     """Tell what would call the reads, without opening it."""
     if settings.kind == "null":
         return NULL_IDENTITY
+    if settings.kind == "scrappie":
+        return scrappie.scrappie_identity()
     model = find_model(settings.model)
     return EngineIdentity(
         engine="cpu",
@@ -40,8 +45,12 @@ def check_run(settings: EngineSettings, run: RunInfo) -> None:
     """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
     if settings.kind == "null":
         return
-    model = find_model(settings.model)
-    if reason := mismatch(run, model.fits, model.name, settings.chemistry):
+    if settings.kind == "scrappie":
+        fits, name = scrappie.FITS, "scrappie"
+    else:
+        model = find_model(settings.model)
+        fits, name = model.fits, model.name
+    if reason := mismatch(run, fits, name, settings.chemistry):
         raise ChemistryError(reason)
 
 
@@ -49,6 +58,8 @@ def min_qscore_of(settings: RunSettings) -> float:
     """Return the mean qscore from which a read passes."""
     if settings.output.min_qscore is not None:
         return settings.output.min_qscore
+    if settings.engine.kind == "scrappie":
+        return scrappie.MIN_QSCORE
     return NULL_MIN_QSCORE if settings.engine.kind == "null" else find_model(settings.engine.model).min_qscore
 
 
@@ -65,4 +76,6 @@ def samples_per_second(settings: EngineSettings) -> float:
     """Return a rough rate of one slot, for estimates."""
     if settings.kind == "null":
         return settings.rate or 2e8
+    if settings.kind == "scrappie":
+        return scrappie.SAMPLES_PER_SECOND
     return find_model(settings.model).samples_per_second * settings.threads
