@@ -14,6 +14,7 @@ well. So what is held is bounded by the group.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -25,11 +26,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TextIO
 
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome
 from tasks.core.dorado_program import (
@@ -57,8 +59,10 @@ logger = logging.getLogger(__name__)
 #: Samples in a group, where the settings do not ask for more in flight: about 10 s of one H100 with a hac model, and
 #: 1.3 GB of POD5.
 GROUP_SAMPLES = 1_000_000_000
-#: Processes at once per stream of reads.
+#: Processes at once: of a stream of reads, and of all workers that share a node's devices.
 PROCESSES = 2
+#: Seconds between looks whether another worker's process has ended.
+TURN_EVERY = 0.2
 #: Samples/s below which we take the program for stuck: a CPU with a fast model does several times as many.
 SLOWEST = 100_000.0
 #: Seconds that `dorado --version` may take.
@@ -213,6 +217,12 @@ class DoradoProgramEngine:
         self._numbers = count()
         self._identified = False
         self._closed = False
+        devices = site.device or os.environ.get("CUDA_VISIBLE_DEVICES") or "all"
+        #: Locks that a process holds while it runs, common to the workers of this node and user that share devices.
+        self.turns = [
+            self._folder.parent / f"shoal-dorado.{socket.gethostname()}.{os.getuid()}.{_plain(devices)}.{number}.lock"
+            for number in range(PROCESSES)
+        ]
         #: Until the first record: the model as the settings name it. Then, as the program names what it has chosen.
         self.identity = EngineIdentity(
             engine="dorado",
@@ -350,6 +360,10 @@ class DoradoProgramEngine:
         return self._site.logs is not None
 
 
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9,-]", "-", text)
+
+
 def _unfit(read: Read) -> Outcome | None:
     """Answer a read that the program can't be given."""
     if not read.num_samples:
@@ -375,15 +389,13 @@ class _Process:
         #: Ids of the calls that have come.
         self._seen: set[str] = set()
         self._over = False
-        self._ended = False
         self._heard = time.monotonic()
         self._silence = engine.patience + group.samples / SLOWEST
-        logger.info("calling %d reads, %d samples: %s", len(group.reads), group.samples, " ".join(command))
-        try:
-            self._process = start(command, log=log, environment=os.environ)
-        except OSError as error:
-            group.remove()
-            raise EngineError(f"{command[0]} can't be started: {error}") from error
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        #: Held while the process is started or ended.
+        self._guard = threading.Lock()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._pump, name=group.folder.name, daemon=True)
         self._thread.start()
 
@@ -409,9 +421,10 @@ class _Process:
 
     def end(self) -> None:
         """End the program, wherever it is."""
-        if not self._ended:
-            end(self._process)
-            self._ended = True
+        with self._guard:
+            if self._process is not None and not self._stop.is_set():
+                end(self._process)
+            self._stop.set()
 
     def remove(self) -> None:
         """End the program if it still runs, and take the staged reads away."""
@@ -432,7 +445,7 @@ class _Process:
 
     def _check_silence(self) -> None:
         silent = time.monotonic() - self._heard
-        if silent > self._silence and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None and silent > self._silence:
             self.end()
             raise EngineError(
                 f"dorado has printed nothing for {silent:.0f} s, with {len(self._left)} reads "
@@ -440,38 +453,65 @@ class _Process:
             )
 
     def _pump(self) -> None:
-        """Read the program's output to its end; in a thread of its own."""
+        """Start the program when it is its turn, and read its output to the end; in a thread that lives as long."""
         try:
-            self._read()
+            with self._turn():
+                self._read()
         except Exception as error:
             if not isinstance(error, EngineError):
                 logger.exception("dorado's output can't be read")
                 error = EngineError(f"dorado's output can't be read: {type(error).__name__}: {error}{self._quoted()}")
-            end(self._process)
+            self.end()
             self._answers.put(error)
         else:
             if not self._engine.keeps_logs:
                 self._log.unlink(missing_ok=True)
             self._answers.put(None)
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until fewer than PROCESSES run on our devices, and count as one of them."""
+        with ExitStack() as files:
+            locks = [files.enter_context(path.open("a")) for path in self._engine.turns]
+            while not any(map(_locked, locks)):
+                if self._stop.wait(TURN_EVERY):
+                    raise EngineError("the engine was closed while it had reads to call")
+            yield
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._guard:
+            if self._stop.is_set():
+                raise EngineError("the engine was closed while it had reads to call")
+            logger.info(
+                "calling %d reads, %d samples: %s",
+                len(self._group.reads),
+                self._group.samples,
+                " ".join(self._command),
+            )
+            try:
+                self._process = start(self._command, log=self._log, environment=os.environ)
+            except OSError as error:
+                raise EngineError(f"{self._command[0]} can't be started: {error}") from error
+            self._heard = time.monotonic()
+            return self._process
+
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+        process = self._start()
+        assert process.stdout is not None
+        with process.stdout as output:
             for line in output:
                 self._heard = time.monotonic()
                 if not line.endswith(b"\n"):
-                    self._process.wait()
                     raise EngineError(
-                        f"dorado's output ends in the middle of a record (its status is {self._status()})"
+                        f"dorado's output ends in the middle of a record (it ended with {_status(process.wait())})"
                         f"{self._quoted()}"
                     )
                 if line.startswith(b"@"):
                     self._header.take(line.decode())
                 else:
                     self._take(line.decode())
-        self._process.wait()
-        if self._process.returncode:
-            raise EngineError(f"dorado ended with {self._status()}{self._quoted()}")
+        if status := process.wait():
+            raise EngineError(f"dorado ended with {_status(status)}{self._quoted()}")
         self._finish()
 
     def _take(self, line: str) -> None:
@@ -531,10 +571,6 @@ class _Process:
             calls = [replace(call, alignments=tuple(lines[call.read_id])) for call in calls]
         return sorted(calls, key=lambda call: call.split_point)
 
-    def _status(self) -> str:
-        status = self._process.returncode
-        return f"signal {-status}" if status < 0 else f"status {status}"
-
     def _quoted(self) -> str:
         """Name the log and quote its end."""
         with suppress(OSError):
@@ -542,6 +578,18 @@ class _Process:
             if lines:
                 return f"; its log {self._log} ends with:\n" + "\n".join(lines)
         return f"; its log is {self._log}"
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _status(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
 
 
 def _some(read_ids: tuple[str, ...]) -> str:
