@@ -25,6 +25,8 @@ DEFAULT_MODEL = "hac"
 MIN_QSCORES = {"fast": 8.0, "hac": 9.0, "sup": 10.0}
 #: Reads below this are not called; the same bound as ONT's server has.
 MIN_SAMPLES = 100
+#: Rough samples/s of one H100, by the model's size.
+SPEEDS = {"fast": 3e8, "hac": 1.6e8, "sup": 2.9e7}
 
 _COMPLEX = re.compile(r"(fast|hac|sup)(@(latest|[vV]\d+(\.\d+){0,2}))?")
 _SIZE = re.compile(r"(?:^|_)(fast|hac|sup)(?=@|_|$)")
@@ -114,6 +116,12 @@ def min_qscore(model: str) -> float | None:
     """Return the mean qscore from which a read passes, by the size in the model's name; None where it has none."""
     size = _SIZE.search(Path(model).name)
     return MIN_QSCORES[size.group(1)] if size else None
+
+
+def samples_per_second(model: str) -> float:
+    """Return a rough rate, for estimates; of a model whose size is not known, that of hac."""
+    size = _SIZE.search(Path(model).name)
+    return SPEEDS[size.group(1) if size else "hac"]
 
 
 def fits_of(model: str) -> Fits | None:

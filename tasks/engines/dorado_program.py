@@ -92,12 +92,8 @@ class DoradoProgram:
     logs: Path | None = None
 
 
-def wanted_of(settings: EngineSettings, site: DoradoProgram, reference: Path | None) -> Wanted:
-    """Say what to ask the program for.
-
-    Raises:
-        SettingsError: the program can't do it; says what can.
-    """
+def check_settings(settings: EngineSettings) -> None:
+    """Raise SettingsError when the program can't do what the settings want; it says what can."""
     if settings.duplex:
         raise SettingsError(
             "engine.duplex: `dorado basecaller` calls simplex; leave duplex out, or choose engine 'dorado-server'"
@@ -107,6 +103,15 @@ def wanted_of(settings: EngineSettings, site: DoradoProgram, reference: Path | N
             f"engine.barcode_kits: dorado takes one kit, not {', '.join(settings.barcode_kits)}; "
             "give one, or choose engine 'dorado-server'"
         )
+
+
+def wanted_of(settings: EngineSettings, site: DoradoProgram, reference: Path | None) -> Wanted:
+    """Say what to ask the program for.
+
+    Raises:
+        SettingsError: the program can't do it; says what can.
+    """
+    check_settings(settings)
     if settings.bed and not reference:
         raise SettingsError("engine.bed: needs output.reference, which reads are aligned to")
     # dorado has no switch for barcodes alone: what leaves barcodes on leaves primers on.

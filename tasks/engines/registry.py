@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
+from tasks.core import dorado_program
 from tasks.core.calls import EngineIdentity
 from tasks.core.chemistry import mismatch
-from tasks.core.errors import ChemistryError
+from tasks.core.errors import ChemistryError, SettingsError
 from tasks.core.reads import RunInfo
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
+from tasks.engines.dorado_program import DoradoProgram, DoradoProgramEngine, check_settings
 from tasks.engines.null import NULL_IDENTITY, NULL_MIN_QSCORE, NullEngine
 from tasks.settings import EngineSettings, RunSettings
 
@@ -19,6 +22,8 @@ def open_engine(settings: EngineSettings) -> Engine:
     """Open the engine that the settings name."""
     if settings.kind == "null":
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
+    if settings.kind == "dorado":
+        return open_dorado_program(settings, DoradoProgram(), None)
     return CpuEngine(find_model(settings.model), threads=settings.threads)
 
 
@@ -26,6 +31,8 @@ def identify(settings: EngineSettings) -> EngineIdentity:
     """Tell what would call the reads, without opening it."""
     if settings.kind == "null":
         return NULL_IDENTITY
+    if settings.kind == "dorado":
+        return _dorado_program_identity(settings)
     model = find_model(settings.model)
     return EngineIdentity(
         engine="cpu",
@@ -40,6 +47,9 @@ def check_run(settings: EngineSettings, run: RunInfo) -> None:
     """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
     if settings.kind == "null":
         return
+    if settings.kind == "dorado":
+        _check_dorado_program_run(settings, run)
+        return
     model = find_model(settings.model)
     if reason := mismatch(run, model.fits, model.name):
         raise ChemistryError(reason)
@@ -49,6 +59,8 @@ def min_qscore_of(settings: RunSettings) -> float:
     """Return the mean qscore from which a read passes."""
     if settings.output.min_qscore is not None:
         return settings.output.min_qscore
+    if settings.engine.kind == "dorado":
+        return _dorado_program_min_qscore(settings.engine)
     return NULL_MIN_QSCORE if settings.engine.kind == "null" else find_model(settings.engine.model).min_qscore
 
 
@@ -58,11 +70,44 @@ def slots_of(settings: EngineSettings) -> int:
     Two where the engine waits for something else, so that one bundle's tail overlaps the next one's head; one where it
     is the worker's own CPU that calls.
     """
-    return 2 if settings.rate else 1
+    return 2 if settings.rate or settings.kind == "dorado" else 1
 
 
 def samples_per_second(settings: EngineSettings) -> float:
     """Return a rough rate of one slot, for estimates."""
     if settings.kind == "null":
         return settings.rate or 2e8
+    if settings.kind == "dorado":
+        return dorado_program.samples_per_second(settings.model or dorado_program.DEFAULT_MODEL)
     return find_model(settings.model).samples_per_second * settings.threads
+
+
+def open_dorado_program(settings: EngineSettings, site: DoradoProgram, reference: Path | None) -> Engine:
+    """Open ONT's stand-alone program as a site runs it."""
+    return DoradoProgramEngine(settings, site, reference=reference)
+
+
+def _dorado_program_identity(settings: EngineSettings) -> EngineIdentity:
+    """Tell what is known before the program has run: not its version, nor what it makes of `hac`."""
+    model = Path(settings.model or dorado_program.DEFAULT_MODEL).name
+    return EngineIdentity(engine="dorado", version="", model=model, model_digest="", stride=0)
+
+
+def _check_dorado_program_run(settings: EngineSettings, run: RunInfo) -> None:
+    """Compare with the chemistry in the model's name. Of a complex, dorado chooses the model by the chemistry."""
+    check_settings(settings)
+    model = settings.model or dorado_program.DEFAULT_MODEL
+    fits = dorado_program.fits_of(model)
+    if fits is not None and (reason := mismatch(run, fits, Path(model).name)):
+        raise ChemistryError(reason)
+
+
+def _dorado_program_min_qscore(settings: EngineSettings) -> float:
+    model = settings.model or dorado_program.DEFAULT_MODEL
+    known = dorado_program.min_qscore(model)
+    if known is None:
+        raise SettingsError(
+            f"output.min_qscore: {model!r} does not say whether it is a fast, hac or sup model, so give the mean "
+            "qscore from which a read passes"
+        )
+    return known

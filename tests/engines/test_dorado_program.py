@@ -33,7 +33,7 @@ from tasks.formats.pod5 import read_rows
 from tasks.settings import EngineSettings
 from tests.engines.squiggles import squiggle
 from tests.making import run_info, write_pod5
-from tests.standins import install
+from tests.standins.program import install
 
 MODEL = "dna_r10.4.1_e8.2_400bps_hac@v5.2.0"
 

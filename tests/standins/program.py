@@ -1,4 +1,4 @@
-"""Programs that play ONT's in tests, since those are under a licence of their own and need a GPU."""
+"""Installs the stand-in for ONT's `dorado`, which is under a licence of its own and needs a GPU."""
 
 from __future__ import annotations
 
