@@ -17,12 +17,9 @@ import numpy.typing as npt
 
 from tasks.core.alignment import REVERSED, reverse_complement
 from tasks.core.calls import Barcode, BasecalledRead, EngineIdentity, ModifiedBases, PolyTail
-from tasks.core.chemistry import Fits
 
 #: What the program calls with unless told otherwise.
 DEFAULT_MODEL = "hac"
-#: Mean qscore from which a read passes, by the model's size: MinKNOW's defaults.
-MIN_QSCORES = {"fast": 8.0, "hac": 9.0, "sup": 10.0}
 #: Reads below this are not called; the same bound as ONT's server has.
 MIN_SAMPLES = 100
 #: Rough samples/s of one H100, by the model's size.
@@ -30,12 +27,6 @@ SPEEDS = {"fast": 3e8, "hac": 1.6e8, "sup": 2.9e7}
 
 _COMPLEX = re.compile(r"(fast|hac|sup)(@(latest|[vV]\d+(\.\d+){0,2}))?")
 _SIZE = re.compile(r"(?:^|_)(fast|hac|sup)(?=@|_|$)")
-_NAME = re.compile(
-    r"(?P<kind>dna_r10\.4\.1_e8\.2|dna_r9\.4\.1_e8(?:\.1)?|rna002|rna004)(?:_(?P<speed>\d+)bps)?(?:_(?P<rate>[45])khz)?"
-    r"_(?:fast|hac|sup)@v(?P<major>\d+)(?:\.(?P<minor>\d+))?"
-)
-_PORES = {"dna_r10": "R10.4.1", "dna_r9": "R9.4.1", "rna002": "R9.4.1", "rna004": "RNA004"}
-_SPEEDS = {"dna_r10": 400, "dna_r9": 450, "rna002": 70, "rna004": 130}
 _LOGGED = re.compile(r"> Simplex reads (basecalled|filtered): (\d+)")
 #: dorado's text of a barcode is its kit and its name, `SQK-NBD114-24_barcode01`; or an alias.
 _ARRANGEMENT = re.compile(r"(?:(?P<kit>.+)_)?(?P<name>barcode\d+\w*)")
@@ -112,34 +103,10 @@ def command_line(
     return command
 
 
-def min_qscore(model: str) -> float | None:
-    """Return the mean qscore from which a read passes, by the size in the model's name; None where it has none."""
-    size = _SIZE.search(Path(model).name)
-    return MIN_QSCORES[size.group(1)] if size else None
-
-
 def samples_per_second(model: str) -> float:
     """Return a rough rate, for estimates; of a model whose size is not known, that of hac."""
     size = _SIZE.search(Path(model).name)
     return SPEEDS[size.group(1) if size else "hac"]
-
-
-def fits_of(model: str) -> Fits | None:
-    """Tell from a model's full name which chemistry it was made for.
-
-    None: it is a complex, or a name of another form; then dorado itself compares, when it is run.
-    """
-    named = _NAME.match(Path(model).name)
-    if named is None:
-        return None
-    kind = next(kind for kind in _PORES if named["kind"].startswith(kind))
-    speed = int(named["speed"] or _SPEEDS[kind])
-    if named["rate"]:
-        rate = 1000 * int(named["rate"])
-    else:  # the 400 bps models of R10.4.1 take 5 kHz since v4.2; all others 4 kHz
-        newer = (int(named["major"]), int(named["minor"] or 0)) >= (4, 2)
-        rate = 5000 if kind == "dna_r10" and speed == 400 and newer else 4000
-    return Fits(molecule=kind[:3], pores=(_PORES[kind],), speeds=(speed,), sample_rates=(rate,))
 
 
 def sample_sheet(kit: str, barcodes: Iterable[str], *, flow_cell: str, experiment: str) -> str:

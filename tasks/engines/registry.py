@@ -8,7 +8,8 @@ from pathlib import Path
 from tasks.core import dorado_program
 from tasks.core.calls import EngineIdentity
 from tasks.core.chemistry import mismatch
-from tasks.core.errors import ChemistryError, SettingsError
+from tasks.core.dorado import default_min_qscore, fits_of
+from tasks.core.errors import ChemistryError
 from tasks.core.reads import RunInfo
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
@@ -24,7 +25,7 @@ def open_engine(settings: EngineSettings) -> Engine:
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
     if settings.kind == "dorado":
         return open_dorado_program(settings, DoradoProgram(), None)
-    return CpuEngine(find_model(settings.model), threads=settings.threads)
+    return CpuEngine(find_model(settings.model), threads=settings.threads, moves=settings.moves, int8=settings.int8)
 
 
 def identify(settings: EngineSettings) -> EngineIdentity:
@@ -60,7 +61,7 @@ def min_qscore_of(settings: RunSettings) -> float:
     if settings.output.min_qscore is not None:
         return settings.output.min_qscore
     if settings.engine.kind == "dorado":
-        return _dorado_program_min_qscore(settings.engine)
+        return default_min_qscore(Path(settings.engine.model or dorado_program.DEFAULT_MODEL).name)
     return NULL_MIN_QSCORE if settings.engine.kind == "null" else find_model(settings.engine.model).min_qscore
 
 
@@ -96,18 +97,7 @@ def _dorado_program_identity(settings: EngineSettings) -> EngineIdentity:
 def _check_dorado_program_run(settings: EngineSettings, run: RunInfo) -> None:
     """Compare with the chemistry in the model's name. Of a complex, dorado chooses the model by the chemistry."""
     check_settings(settings)
-    model = settings.model or dorado_program.DEFAULT_MODEL
-    fits = dorado_program.fits_of(model)
-    if fits is not None and (reason := mismatch(run, fits, Path(model).name)):
+    model = Path(settings.model or dorado_program.DEFAULT_MODEL).name
+    fits = fits_of(model)
+    if fits is not None and (reason := mismatch(run, fits, model)):
         raise ChemistryError(reason)
-
-
-def _dorado_program_min_qscore(settings: EngineSettings) -> float:
-    model = settings.model or dorado_program.DEFAULT_MODEL
-    known = dorado_program.min_qscore(model)
-    if known is None:
-        raise SettingsError(
-            f"output.min_qscore: {model!r} does not say whether it is a fast, hac or sup model, so give the mean "
-            "qscore from which a read passes"
-        )
-    return known

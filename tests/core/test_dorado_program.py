@@ -17,9 +17,7 @@ from tasks.core.dorado_program import (
     Wanted,
     command_line,
     counted,
-    fits_of,
     is_complex,
-    min_qscore,
     parse_record,
     sample_sheet,
     unexplained,
@@ -97,42 +95,6 @@ def test_command_line(wanted: dict[str, Any], given: dict[str, str], expected: s
 )
 def test_complexes(model: str, complex_: bool) -> None:
     assert is_complex(model) is complex_
-
-
-@pytest.mark.parametrize(
-    ("model", "qscore"),
-    [
-        ("fast", 8),
-        ("hac@v5.2.0", 9),
-        ("sup@latest", 10),
-        ("/models/dna_r10.4.1_e8.2_400bps_sup@v5.2.0", 10),
-        ("rna004_130bps_hac@v5.3.0", 9),
-        ("dna_r9.4.1_e8_fast@v3.4", 8),
-        ("/hac/breakfast_model", None),
-    ],
-)
-def test_min_qscore(model: str, qscore: float | None) -> None:
-    assert min_qscore(model) == qscore
-
-
-@pytest.mark.parametrize(
-    ("model", "fits"),
-    [
-        ("dna_r10.4.1_e8.2_400bps_hac@v5.2.0", ("dna", "R10.4.1", 400, 5000)),
-        ("/m/dna_r10.4.1_e8.2_400bps_sup@v4.2.0", ("dna", "R10.4.1", 400, 5000)),
-        ("dna_r10.4.1_e8.2_400bps_sup@v4.1.0", ("dna", "R10.4.1", 400, 4000)),
-        ("dna_r10.4.1_e8.2_400bps_5khz_sup@v4.0.0", ("dna", "R10.4.1", 400, 5000)),
-        ("dna_r10.4.1_e8.2_260bps_hac@v4.1.0", ("dna", "R10.4.1", 260, 4000)),
-        ("dna_r9.4.1_e8_sup@v3.6", ("dna", "R9.4.1", 450, 4000)),
-        ("rna002_70bps_hac@v3", ("rna", "R9.4.1", 70, 4000)),
-        ("rna004_130bps_sup@v5.2.0", ("rna", "RNA004", 130, 4000)),
-        ("hac", None),
-        ("my_own_model", None),
-    ],
-)
-def test_chemistry_by_name(model: str, fits: tuple[str, str, int, int] | None) -> None:
-    found = fits_of(model)
-    assert (found and (found.molecule, *found.pores, *found.speeds, *found.sample_rates)) == fits
 
 
 def test_sample_sheet() -> None:
