@@ -259,9 +259,9 @@ def _called_by(manifests: list[dict[str, Any]]) -> EngineIdentity | None:
     Batches without a call may have been committed before it had chosen.
     """
     told = [manifest for manifest in manifests if manifest["products"]] or manifests
-    if not told:
+    values = told[0].get("engine") if told else None
+    if values is None:  # called by a version that did not write it down
         return None
-    values = told[0]["engine"]
     return EngineIdentity(**{**values, "modified_base_models": tuple(values["modified_base_models"])})
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from infra.preflight import examine
 from infra.site import DoradoSite, Site
+from tasks.formats.workspace import Workspace
 from tasks.settings import EngineSettings
 from tests.data import shared
 from tests.standins.program import install
@@ -83,7 +84,7 @@ def test_same_calls_as_the_embedded_engine(
             assert (header["PG"][0]["PN"], header["PG"][0]["VN"]) == ("dorado", "1.4.0+standin")
             names |= {record.query_name for record in opened}
     assert names == set(sequences(out))
-    engine = json.loads((out / ".shoal" / "provenance.json").read_text())["engine"]
+    engine = json.loads(Workspace(out).provenance.read_text())["engine"]
     assert (engine["version"], engine["model"], engine["gpu"]) == ("1.4.0+standin", MODEL, "Stand_In")
 
 

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
+from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.engines.dorado_program import (
@@ -31,6 +32,7 @@ from tasks.engines.dorado_program import (
 from tasks.engines.staged import StagedGroup
 from tasks.formats.pod5 import read_rows
 from tasks.settings import EngineSettings
+from tests.engines import test_contract as contract
 from tests.engines.squiggles import squiggle
 from tests.making import run_info, write_pod5
 from tests.standins.program import install
@@ -101,8 +103,25 @@ def test_calls_what_the_program_calls(opened: Any, tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "logs").glob("dorado.*.log"))) == 3
 
 
-def test_nothing_to_call(opened: Any) -> None:
-    assert list(opened().basecall([])) == []
+@pytest.mark.parametrize(
+    "promise",
+    [
+        contract.test_answers_each_read_once,
+        contract.test_calls_are_whole,
+        contract.test_no_reads,
+        contract.test_threads_at_once,
+        contract.test_pulls_only_as_it_has_room,
+        contract.test_a_failure_of_the_source_is_passed_on,
+        contract.test_a_bad_read_is_answered_and_others_go_on,
+    ],
+)
+def test_what_every_engine_promises(promise: Callable[[Engine], None], opened: Any) -> None:
+    """The contract, but for one engine a time: each group costs the start of a process."""
+    promise(opened({"moves": True}, group_samples=300_000))
+
+
+def test_same_bytes_whatever_the_neighbours(opened: Any) -> None:
+    contract.test_same_bytes_whatever_the_neighbours(opened({"moves": True}), 4000)
 
 
 def test_answers_come_while_the_program_runs(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
