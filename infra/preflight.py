@@ -16,7 +16,7 @@ from infra.dorado_program import dorado_program_opener
 from infra.site import Site
 from tasks.core.errors import ShoalError
 from tasks.engines.base import Engine
-from tasks.engines.dorado_program import find_program, program_version
+from tasks.engines.dorado_program import PROCESSES, find_program, program_version
 from tasks.engines.registry import identify, open_engine
 from tasks.settings import EngineSettings
 
@@ -85,6 +85,12 @@ def _dorado_program(site: Site) -> Iterator[Finding]:
         yield Finding(subject="dorado", text=str(error), good=False, fatal=True)
     yield _program_models(site.dorado.models)
     yield _program_devices(site)
+    if site.workers > PROCESSES:
+        text = (
+            f"{site.workers} for {PROCESSES} processes of dorado, which run at once at most; each stages reads on disk, "
+            f"so give the site file workers = {PROCESSES} or 1"
+        )
+        yield Finding(subject="workers", text=text, good=False)
 
 
 def _program_models(folder: Path | None) -> Finding:

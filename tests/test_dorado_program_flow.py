@@ -105,8 +105,9 @@ def test_doctor(
 ) -> None:
     (tmp_path / "models" / MODEL).mkdir(parents=True)
     given = {"program": str(install(tmp_path / "bin")), "models": tmp_path / "models", **changes(tmp_path / "models")}
-    site = Site(name="here", scratch=tmp_path, dorado=DoradoSite(**given))
+    site = Site(name="here", workers=9, scratch=tmp_path, dorado=DoradoSite(**given))
     findings = examine(site, EngineSettings(kind="dorado"))
     assert {finding.subject for finding in findings if finding.fatal} == wrong
     assert any(words in finding.text for finding in findings)
     assert any(finding.subject == "devices" for finding in findings)
+    assert any("9 for 2 processes of dorado" in finding.text for finding in findings)

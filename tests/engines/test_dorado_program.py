@@ -16,6 +16,7 @@ import pod5
 import psutil
 import pytest
 
+from tasks.core.alignment import parse_sam_line
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
@@ -207,6 +208,18 @@ def test_split_reads(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(outcome.calls) == 2:
             assert [call.split_point for call in outcome.calls] == [0, 4000]
             assert read.read_id not in {call.read_id for call in outcome.calls}
+
+
+def test_alignments_come_with_their_call(opened: Any, tmp_path: Path) -> None:
+    reference = tmp_path / "reference.fa"
+    reference.write_text(">chr1 first\nACGT\n")
+    given = reads(*[5000] * 4)
+    answers = list(opened(reference=reference).basecall(given))
+    assert called(answers) == expected(given)  # in the direction in which the strand went through the pore
+    lines = [[parse_sam_line(line) for line in outcome.calls[0].alignments or ()] for _, outcome in answers]
+    assert sorted(map(len, lines)) == [1, 1, 2, 2]
+    assert all(first.primary and first.reference == "chr1" for first, *_ in lines)
+    assert not any(other.primary for _, *others in lines for other in others)
 
 
 def test_barcodes_modified_bases_and_tails(opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
