@@ -52,7 +52,7 @@ def check_run(settings: EngineSettings, run: RunInfo) -> None:
         _check_dorado_program_run(settings, run)
         return
     model = find_model(settings.model)
-    if reason := mismatch(run, model.fits, model.name):
+    if reason := mismatch(run, model.fits, model.name, settings.chemistry):
         raise ChemistryError(reason)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.core.errors import EngineError, SettingsError
 from tasks.engines import bonito, crf
-from tasks.engines.catalogue import find_model
+from tasks.engines.catalogue import Model, find_model, list_models
 from tasks.engines.cpu import CpuEngine
 from tasks.engines.torch_weights import read_weights
 from tests.engines.bonito_form import (
@@ -195,3 +195,18 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     model = find_model(str(write_model(tmp_path, weights, form="bonito")))
     with pytest.raises(EngineError, match=r"6\.rnn\.weight_hh_l0"):
         CpuEngine(model)
+
+
+def test_models_are_listed_with_those_that_can_not_be_used(tmp_path: Path) -> None:
+    good = write_model(tmp_path, random_weights(), form="dorado")
+    bad = tmp_path / "dna_r10.4.1_e8.2_400bps_sup@v5.0.0"
+    bad.mkdir()
+    (bad / "config.toml").write_text('[model]\npackage = "bonito.transformer"\n')
+    found = list_models([tmp_path])
+    names = [model.name for model in found if isinstance(model, Model)]
+    assert names[0].startswith("minnow")
+    assert names[-1] == good.name
+    assert [str(error) for error in found if isinstance(error, SettingsError)] == [
+        f"engine.model: {bad.name} is a transformer model, which the cpu engine can't call; "
+        "call it with `--engine dorado` or `--engine dorado-server`"
+    ]
