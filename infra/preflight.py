@@ -87,7 +87,7 @@ def _dorado_program(site: Site) -> Iterator[Finding]:
     yield _program_devices(site)
     if site.workers > PROCESSES:
         text = (
-            f"{site.workers} for {PROCESSES} processes of dorado, which run at once at most; each stages reads on disk, "
+            f"{site.workers} for {PROCESSES} processes of dorado, no more run at once; each stages reads on disk, "
             f"so give the site file workers = {PROCESSES} or 1"
         )
         yield Finding(subject="workers", text=text, good=False)
