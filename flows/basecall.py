@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from prefect import flow, get_client, tags
 from prefect.artifacts import create_markdown_artifact
@@ -10,9 +12,11 @@ from prefect.runtime import flow_run
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
-from infra.site import load_site
+from infra.dorado_program import dorado_program_opener
+from infra.site import Site, load_site
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
+from tasks.engines.base import Engine
 from tasks.engines.registry import open_engine, slots_of
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch
@@ -30,20 +34,27 @@ def basecall(settings: RunSettings) -> MergedRun:
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
-    engine = partial(open_engine, settings.engine)
+    site, logs = load_site(settings.site), Workspace(settings.out).logs
     with (
         tags(*labels),
         open_cluster(
-            load_site(settings.site),
-            engine,
+            site,
+            _opener(settings, site, logs),
             slots=slots_of(settings.engine),
-            logs=Workspace(settings.out).logs,
+            logs=logs,
             log_level=settings.log_level,
         ) as cluster,
     ):
         split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots)
     with tags(*labels):
         return merge_flow(settings)
+
+
+def _opener(settings: RunSettings, site: Site, logs: Path) -> Callable[[], Engine]:
+    """Return what opens the run's engine on a worker."""
+    if settings.engine.kind == "dorado":
+        return dorado_program_opener(settings.engine, site, reference=settings.output.reference, logs=logs)
+    return partial(open_engine, settings.engine)
 
 
 def launch_stage(settings: RunSettings) -> Plan:
