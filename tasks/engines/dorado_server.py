@@ -238,6 +238,7 @@ class DoradoServerEngine:
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._closed = False
+        self._never = threading.Event()
         try:
             first = self.connect()
         except BaseException:
@@ -294,6 +295,7 @@ class DoradoServerEngine:
                 lost = error
                 logger.warning("%s; attempt %d of %d", lost, attempt + 1, self.patience.attempts)
                 if attempt + 1 < self.patience.attempts:
+                    self._never.wait(min(2.0**attempt, 30.0))
                     served = self._server.mend(served, stalled=attempt > 0)
         raise EngineError(f"the basecall server can't be reached, after {self.patience.attempts} attempts: {lost}")
 
