@@ -249,6 +249,14 @@ def address_of(port: str) -> str:
     return f"ipc://{port}" if port.startswith("/") else port
 
 
+def devices_of(visible: str | None) -> str:
+    """Return the server's devices by CUDA_VISIBLE_DEVICES: those that it shows are counted from 0."""
+    if visible is None:
+        return "cuda:all"
+    shown = [name for name in map(str.strip, visible.split(",")) if name and name not in ("-1", "NoDevFiles")]
+    return f"cuda:{','.join(map(str, range(len(shown))))}" if shown else "cpu"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSet:
     """What to call with: `simplex|mods|duplex`."""

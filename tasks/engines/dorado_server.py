@@ -391,6 +391,10 @@ class _Flight:
     #: Seconds of the monotonic clock.
     sent: float = 0.0
     due: float = 0.0
+    #: Samples answered in the stream when it was first submitted.
+    began: int = 0
+    #: Samples answered in the stream by when it should have been passed on: twice what was ahead of it.
+    turn: int = 0
 
 
 class _Stream:
@@ -411,6 +415,8 @@ class _Stream:
         self._ended = False
         self._mended = 0
         self._answered = self._split = self._called = 0
+        #: Samples answered.
+        self._passed = 0
         self._fakes: set[int] = set()
         self._flushed = False
         self._nap = NAPS[0]
@@ -460,9 +466,7 @@ class _Stream:
                 continue
             passed = True
             for tag, flight in tagged.items():
-                due = now + self._patience.deadline(flight.read.num_samples, self._samples)
-                self._flights[tag] = replace(flight, times=flight.times + 1, sent=now, due=due)
-                self._samples += flight.read.num_samples
+                self._fly(tag, flight, now)
             self._held = []
             if self._ready or not self._room(GROUP_SAMPLES):
                 break
@@ -532,10 +536,21 @@ class _Stream:
                     self._refuse(alone)
                     continue
                 now = time.monotonic()
-                due = now + self._patience.deadline(flight.read.num_samples, self._samples)
-                self._flights[tag] = replace(flight, times=flight.times + 1, sent=now, due=due)
-                self._samples += flight.read.num_samples
+                self._fly(tag, flight, now)
         self._held = []
+
+    def _fly(self, tag: int, flight: _Flight, now: float) -> None:
+        """Note that the library has taken a read."""
+        ahead = self._samples
+        self._samples += flight.read.num_samples
+        self._flights[tag] = replace(
+            flight,
+            times=flight.times + 1,
+            sent=now,
+            due=now + self._patience.deadline(flight.read.num_samples, ahead),
+            began=flight.began if flight.times else self._passed,
+            turn=self._passed + 2 * self._samples,
+        )
 
     def _collect(self) -> bool:
         """Take what came back; return whether anything did."""
@@ -558,6 +573,7 @@ class _Stream:
             logger.warning("the basecall server answered tag %d, which it does not owe us; dropped", tag)
             return
         self._samples -= flight.read.num_samples
+        self._passed += flight.read.num_samples
         self._answered += 1
         self._split += parts_of(group)
         self._called += len(group)
@@ -593,21 +609,32 @@ class _Stream:
             if counts and (self._counts is None or counts.reads_out != self._counts.reads_out):
                 self._moved = now
             self._counts = counts
-        overdue = [tag for tag, flight in self._flights.items() if flight.due < now]
+        late = {tag: flight for tag, flight in self._flights.items() if flight.due < now}
         waiting = Waiting(
             silent=silent,
             server_silent=now - self._moved,
             counts=self._counts,
             longest=max(flight.read.num_samples for flight in self._flights.values()),
-            overdue=bool(overdue),
+            overdue=bool(late),
         )
         pulse = judge(waiting, self._patience)
         if pulse is Pulse.OVERDUE:
-            for tag in overdue:
+            # Only what others have overtaken: the rest waits its turn in a server that is merely slow.
+            for tag, flight in late.items():
+                if flight.turn < self._passed:
+                    self._submit_again(tag, now)
+        elif pulse is Pulse.STALLED:
+            told = f"; {self._counts.reads_in} reads in, {self._counts.reads_out} out" if self._counts else ""
+            self._mend(f"the basecall server stalled: nothing came out of it for {silent:.0f} s{told}", stalled=True)
+        elif pulse is Pulse.LOST:
+            for tag in [tag for tag, flight in self._flights.items() if self._hopeless(flight)]:
                 self._submit_again(tag, now)
-        elif pulse in (Pulse.LOST, Pulse.STALLED):
-            told = f"; reads in, reads out: {self._counts}" if self._counts else "; it does not answer"
-            self._mend(f"nothing came back for {silent:.0f} s{told}", stalled=pulse is Pulse.STALLED)
+            if self._flights:
+                self._mend(f"the basecall server lost reads: none came back for {silent:.0f} s", stalled=False)
+
+    def _hopeless(self, flight: _Flight) -> bool:
+        """Say whether a read was tried often enough, by a server that answered others meanwhile."""
+        return flight.times >= self._patience.attempts and self._passed > flight.began
 
     def _submit_again(self, tag: int, now: float) -> None:
         """Give up on an answer, and on the read after so many times; one that comes late is dropped."""

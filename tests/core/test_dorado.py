@@ -20,6 +20,7 @@ from tasks.core.dorado import (
     batch_warning,
     client_parameters,
     default_min_qscore,
+    devices_of,
     fits_of,
     gpu_batch,
     judge,
@@ -304,3 +305,19 @@ def test_a_read_is_packaged_as_the_library_wants_it() -> None:
 def test_an_unfit_read_is_told(changes: dict[str, Any], words: str) -> None:
     assert unfit(read(200)) is None
     assert words in (unfit(replace(read(200), **changes)) or "")
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        (None, "cuda:all"),
+        ("0", "cuda:0"),
+        ("2,3", "cuda:0,1"),
+        ("GPU-8f2a, MIG-77", "cuda:0,1"),
+        ("", "cpu"),
+        ("-1", "cpu"),
+        ("NoDevFiles", "cpu"),
+    ],
+)
+def test_devices(visible: str | None, devices: str) -> None:
+    assert devices_of(visible) == devices

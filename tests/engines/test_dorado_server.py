@@ -172,11 +172,12 @@ def test_reads_of_one_id_are_told_apart(tmp_path: Path) -> None:
         check(reads, list(engine.basecall(reads)))
 
 
-def test_a_read_that_never_comes_is_quarantined(tmp_path: Path) -> None:
-    reads = given(400)
-    lost = reads[3].read_id
-    patience = replace(PATIENCE, base=0.5)
-    with opened(tmp_path, lose_always=[lost], delay=0.02, patience=patience) as (engine, _):
+@pytest.mark.parametrize("place", [3, -1])
+def test_a_read_that_never_comes_is_quarantined(tmp_path: Path, place: int) -> None:
+    """Whether others overtake it, or it is the last one."""
+    reads = given(40)
+    lost = reads[place].read_id
+    with opened(tmp_path, lose_always=[lost], patience=replace(PATIENCE, base=0.1)) as (engine, _):
         outcomes = {read.read_id: outcome for read, outcome in engine.basecall(reads)}
     assert len(outcomes) == len(reads)
     assert outcomes[lost].fate is Fate.QUARANTINED

@@ -33,8 +33,13 @@ def control(folder: Path, **faults: Any) -> Path:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment in which the stand-in is imported and obeys a folder."""
-    here = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": f"{FOLDER}{os.pathsep}{here}", CONTROL: str(folder)}
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{FOLDER}{os.pathsep}{FOLDER.parents[1]}",
+        # The server is a script that asks for python3: ours, with what it imports.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        CONTROL: str(folder),
+    }
 
 
 @contextmanager
