@@ -19,7 +19,7 @@ import psutil
 
 from infra.processes import end, tied_to_parent
 from tasks.core.dorado import address_of, started_on
-from tasks.formats.workspace import write_json
+from tasks.formats.workspace import read_json, write_json
 
 #: Seconds that a server has to end by itself.
 GRACE = 5.0
@@ -66,7 +66,8 @@ def keep(folder: Path, generation: int, command: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end(server, grace=GRACE)
-        state.unlink(missing_ok=True)
+        if (read_json(state) or {}).get("generation") == generation:  # else it is our successor's
+            state.unlink(missing_ok=True)
 
 
 def _until_nobody(folder: Path) -> None:
