@@ -96,7 +96,20 @@ class RunOptions:
     engine: Annotated[str | None, _from(EngineSettings, "kind")] = None
     model: Annotated[str | None, _from(EngineSettings, "model")] = None
     threads: Annotated[int | None, _from(EngineSettings, "threads")] = None
+    int8: Annotated[bool | None, _from(EngineSettings, "int8")] = None
     rate: Annotated[float | None, _from(EngineSettings, "rate")] = None
+    in_flight_samples: Annotated[int | None, _from(EngineSettings, "in_flight_samples")] = None
+    modified_bases: Annotated[str | None, _from(EngineSettings, "modified_bases")] = None
+    moves: Annotated[bool | None, _from(EngineSettings, "moves")] = None
+    trim: Annotated[str | None, _from(EngineSettings, "trim")] = None
+    barcode_kits: Annotated[str | None, _from(EngineSettings, "barcode_kits")] = None
+    barcodes: Annotated[str | None, _from(EngineSettings, "barcodes")] = None
+    barcode_both_ends: Annotated[bool | None, _from(EngineSettings, "barcode_both_ends")] = None
+    barcode_trim: Annotated[bool | None, _from(EngineSettings, "barcode_trim")] = None
+    poly_a: Annotated[bool | None, _from(EngineSettings, "poly_a")] = None
+    poly_a_config: Annotated[Path | None, _from(EngineSettings, "poly_a_config")] = None
+    bed: Annotated[Path | None, _from(EngineSettings, "bed")] = None
+    duplex: Annotated[bool | None, _from(EngineSettings, "duplex")] = None
     min_qscore: Annotated[float | None, _from(OutputSettings, "min_qscore")] = None
     headers: Annotated[str | None, _from(OutputSettings, "headers")] = None
     summary: Annotated[str | None, _from(OutputSettings, "summary")] = None
@@ -120,9 +133,9 @@ class RunOptions:
             out: Output folder where nothing names one.
         """
 
-        def given(*fields: str, **renamed: str) -> dict[str, Any]:
-            names = {**{field: field for field in fields}, **renamed}
-            return {key: getattr(self, name) for key, name in names.items() if getattr(self, name) is not None}
+        def given(model: type[Any], *, but: tuple[str, ...] = (), **renamed: str) -> dict[str, Any]:
+            options = {field: renamed.get(field, field) for field in model.model_fields if field not in but}
+            return {field: getattr(self, name) for field, name in options.items() if getattr(self, name) is not None}
 
         return resolve_settings(
             defaults={"out": out} if out else {},
@@ -130,19 +143,9 @@ class RunOptions:
             environment=os.environ,
             command_line={
                 **({"input": inputs} if inputs else {}),
-                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict", "log_level"),
-                "engine": given("model", "threads", "rate", kind="engine"),
-                "output": given(
-                    "min_qscore",
-                    "headers",
-                    "summary",
-                    "files",
-                    "formats",
-                    "reference",
-                    "sample_sheet",
-                    "barcoding_summary",
-                    "rna_as_dna",
-                ),
+                **given(RunSettings, but=("input", "engine", "output")),
+                "engine": given(EngineSettings, kind="engine"),
+                "output": given(OutputSettings),
             },
         )
 

@@ -19,7 +19,7 @@ def open_engine(settings: EngineSettings) -> Engine:
     """Open the engine that the settings name."""
     if settings.kind == "null":
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
-    return CpuEngine(find_model(settings.model), threads=settings.threads)
+    return CpuEngine(find_model(settings.model), threads=settings.threads, moves=settings.moves, int8=settings.int8)
 
 
 def identify(settings: EngineSettings) -> EngineIdentity:

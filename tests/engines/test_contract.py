@@ -20,8 +20,8 @@ from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "cpu": lambda: CpuEngine(find_model("minnow-v0")),
-    "cpu, 2 threads": lambda: CpuEngine(find_model("minnow-v0"), threads=2),
+    "cpu": lambda: CpuEngine(find_model("minnow-v0"), moves=True),
+    "cpu, 2 threads": lambda: CpuEngine(find_model("minnow-v0"), threads=2, moves=True),
     "null": NullEngine,
     "null at a rate": lambda: NullEngine(5e7, in_flight_samples=1_000_000),
 }
