@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from prefect import flow, get_client, tags
+from prefect import flow, get_client, get_run_logger, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
+from infra.engines import launch_warnings, open_engine_at
 from infra.site import load_site
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.registry import open_engine, slots_of
+from tasks.engines.registry import slots_of
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
@@ -30,14 +31,24 @@ def basecall(settings: RunSettings) -> MergedRun:
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
-    engine = partial(open_engine, settings.engine)
+    site, logs = load_site(settings.site), Workspace(settings.out).logs
+    for warning in launch_warnings(site, settings.engine):
+        get_run_logger().warning(warning)
+    engine = partial(
+        open_engine_at,
+        site.dorado,
+        settings.engine,
+        reference=settings.output.reference,
+        out=settings.out,
+        logs=logs,
+    )
     with (
         tags(*labels),
         open_cluster(
-            load_site(settings.site),
+            site,
             engine,
             slots=slots_of(settings.engine),
-            logs=Workspace(settings.out).logs,
+            logs=logs,
             log_level=settings.log_level,
         ) as cluster,
     ):

@@ -63,6 +63,11 @@ def open_server(site: DoradoSite, settings: EngineSettings, *, out: Path, logs: 
     )
 
 
+def device_of(site: DoradoSite) -> str:
+    """Return the devices that a server of ours is started on."""
+    return site.device or devices_of(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
 def server_command(site: DoradoSite, settings: EngineSettings, logs: Path) -> tuple[str, ...]:
     """Return the command line that starts a server for these settings."""
     return (
@@ -70,7 +75,7 @@ def server_command(site: DoradoSite, settings: EngineSettings, logs: Path) -> tu
         "--port",
         site.port,
         "--device",
-        site.device or devices_of(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        device_of(site),
         "--log_path",
         str(logs / f"dorado.{socket.gethostname()}"),
         *model_set(settings, site.models).server_arguments,

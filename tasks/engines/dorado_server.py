@@ -147,6 +147,11 @@ def library_version() -> str:
     return ".".join(map(str, client_library().get_software_version()))
 
 
+def library_protocol() -> str:
+    """Return the version of the protocol that the client library speaks."""
+    return ".".join(map(str, client_library().get_protocol_version()))
+
+
 def ask_server(address: str, *, milliseconds: int = ASK_MS) -> ServerReport:
     """Ask a server about itself, on no connection of ours.
 
@@ -269,6 +274,10 @@ class DoradoServerEngine:
                     self._idle.append(stream.connection)
             if not keep:
                 stream.connection.close()  # and with it what is in flight
+
+    def ask(self) -> ServerReport:
+        """Ask the server about itself."""
+        return ask_server(self._server.serve().address)
 
     def close(self) -> None:
         """Disconnect; a server of ours ends when nobody needs it."""

@@ -23,6 +23,7 @@ from tasks.core.dorado import (
     devices_of,
     fits_of,
     gpu_batch,
+    gpus_of,
     judge,
     packaged,
     parse_version,
@@ -321,3 +322,8 @@ def test_an_unfit_read_is_told(changes: dict[str, Any], words: str) -> None:
 )
 def test_devices(visible: str | None, devices: str) -> None:
     assert devices_of(visible) == devices
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda:all", 1), ("cuda:0", 1), ("cuda:0,1,3", 3), ("cpu", 1)])
+def test_gpus(device: str, gpus: int) -> None:
+    assert gpus_of(device) == gpus
