@@ -47,8 +47,8 @@ from tasks.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-#: Milliseconds that a server has to answer a question about itself.
-ASK_MS = 2000
+#: Milliseconds that a server has to answer a question about itself; the library tries four times.
+ASK_MS = 1000
 #: Milliseconds that the library waits for room in its queue before we look for answers again.
 PASS_MS = 50
 #: Seconds between looks for answers when there is nothing to submit: the library has no call that waits for them.
@@ -618,6 +618,7 @@ class _Stream:
             if counts and (self._counts is None or counts.reads_out != self._counts.reads_out):
                 self._moved = now
             self._counts = counts
+            self._looked = time.monotonic()  # a server that does not answer keeps us for seconds: those count
         late = {tag: flight for tag, flight in self._flights.items() if flight.due < now}
         waiting = Waiting(
             silent=silent,
