@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from tasks.formats.commit import committed_ids
+from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.workspace import Workspace
 from tests import standins
+from tests.data import library
 from tests.infra.test_dorado_server import starts
 from tests.infra.test_processes import gone
 from tests.making import write_pod5
@@ -23,14 +25,19 @@ from tests.test_flow import SHOAL, finished, wait_until
 from tests.test_pipeline import check_from_outside
 
 READS = 62
+#: Of the chemistry that the data is of, by its name; a stand-in calls with the embedded engine's all the same.
+MODEL = "dna_r10.4_e8.1_hac@v3.4"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real signal, and two reads that are too short."""
+    library("pybasecall_client_lib")  # it brings the read along
     folder = tmp_path_factory.mktemp("input")
-    for number in range(3):
-        write_pod5(folder / f"{number}.pod5", [5000] * 20, first=20 * number)
-    write_pod5(folder / "short.pod5", [50, 99], first=90)
+    settings = ReplaySettings(reads=60, reads_per_file=20, mean_samples=6000, seed=2)
+    for _ in replay([bundled_source()], folder, settings):
+        pass
+    write_pod5(folder / "short.pod5", [50, 99])
     return folder
 
 
@@ -39,7 +46,9 @@ def by_cpu(data: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("cpu") / "out"
     command = [SHOAL, "run", data, "--out", out, "--engine", "cpu", "--json"]
     finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), 3)
-    return sequences(out)
+    found = sequences(out)
+    assert len(found) == READS - 2
+    return found
 
 
 def site(folder: Path) -> Path:
@@ -53,7 +62,7 @@ def site(folder: Path) -> Path:
 
 
 def start(data: Path, folder: Path, **faults: Any) -> subprocess.Popen[str]:
-    command = [SHOAL, "run", data, "--out", folder / "out", "--engine", "dorado-server", "--model", standins.MODEL]
+    command = [SHOAL, "run", data, "--out", folder / "out", "--engine", "dorado-server", "--model", MODEL]
     command += ["--site", site(folder), "--batch-samples", "100000", "--formats", "fastq,bam", "--json"]
     environment = standins.environment(standins.control(folder, **faults))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -18,7 +18,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 SERVER = FOLDER / "dorado_basecall_server"
 #: Environment variable: a folder with `control.json`, the faults that the server is to show.
-CONTROL = "SHOAL_STANDIN_CONTROL"
+CONTROL = "DORADO_STANDIN_CONTROL"
 MODEL = "dna_r10.4.1_e8.2_400bps_hac@v4.1.0"
 
 
