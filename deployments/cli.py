@@ -30,6 +30,7 @@ from infra.site import load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
+from tasks.engines.catalogue import list_models
 from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
@@ -96,6 +97,7 @@ class RunOptions:
     engine: Annotated[str | None, _from(EngineSettings, "kind")] = None
     model: Annotated[str | None, _from(EngineSettings, "model")] = None
     threads: Annotated[int | None, _from(EngineSettings, "threads")] = None
+    chemistry: Annotated[str | None, _from(EngineSettings, "chemistry")] = None
     int8: Annotated[bool | None, _from(EngineSettings, "int8")] = None
     rate: Annotated[float | None, _from(EngineSettings, "rate")] = None
     in_flight_samples: Annotated[int | None, _from(EngineSettings, "in_flight_samples")] = None
@@ -302,6 +304,19 @@ def doctor(
     findings = examine(load_site(site), settings)
     Display(json=json).findings(findings)
     return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE
+
+
+@app.command
+def models(*folders: Path, json: Json = False) -> int:
+    """List the embedded engine's models: chemistry, size, digest, and what may be expected of their calls.
+
+    Parameters
+    ----------
+    folders
+        Folders to look for model directories in, besides the bundled models.
+    """
+    Display(json=json).models(list_models(folders))
+    return Exit.COMPLETE
 
 
 @app.command(name="replay")

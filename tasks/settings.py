@@ -71,6 +71,13 @@ class EngineSettings(BaseModel):
         "engine's own default",
     )
     threads: int = Field(1, title="Threads of the engine per worker", ge=1, le=256)
+    chemistry: (
+        Literal["dna_r10.4.1_400bps", "dna_r10.4.1_260bps", "dna_r9.4.1_450bps", "rna004_130bps", "rna002_70bps"] | None
+    ) = Field(
+        None,
+        title="Chemistry of runs that do not tell",
+        description="what a run is taken for whose metadata names neither flow cell nor kit; none: it is refused",
+    )
     int8: bool = Field(
         False,
         title="Calculate in 8 bits",

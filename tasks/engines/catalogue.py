@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -75,6 +76,12 @@ class Model:
     quality: str = ""
     fits: Fits
 
+    @property
+    def bytes(self) -> int:
+        """Size of the weights."""
+        files = self.weights.iterdir() if self.weights.is_dir() else [self.weights]
+        return sum(file.stat().st_size for file in files)
+
 
 @lru_cache(maxsize=8)
 def find_model(name: str | None) -> Model:
@@ -119,6 +126,27 @@ def find_model(name: str | None) -> Model:
         quality=described.quality,
         fits=Fits(**described.fits.model_dump()),
     )
+
+
+def list_models(folders: Sequence[Path]) -> list[Model | SettingsError]:
+    """Return the bundled models and those found in folders and their subfolders; what can't be used, as its error.
+
+    Raises:
+        SettingsError: a folder is not there.
+    """
+    places = sorted(BUNDLED.glob("*.toml"))
+    for folder in folders:
+        if not folder.is_dir():
+            raise SettingsError(f"{str(folder)!r} is no folder")
+        inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        places += [path for path in inside if bonito.is_model_directory(path)]
+    found: list[Model | SettingsError] = []
+    for place in places:
+        try:
+            found.append(find_model(str(place)))
+        except SettingsError as error:
+            found.append(error)
+    return found
 
 
 def _model_directory(folder: Path) -> Model:

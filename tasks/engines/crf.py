@@ -25,15 +25,15 @@ def decode(scores: Floats, stay: float) -> tuple[npt.NDArray[np.uint8], Floats]:
 
     Returns:
         Bases, uint8, shape (batch, frames): 0 where the best path stays, 1 to 4 (ACGT) where a base comes; and of each
-        such place the probability that the newest base is that one, over all paths, averaged until the next base comes;
-        0 where the path stays.
+        such place the probability, over all paths, that the newest base is that one, the highest until the next base
+        comes (at the border of two bases paths differ in when, not in what); 0 where the path stays.
     """
     frames, batch, size = scores.shape
     moves = scores.reshape(frames, batch, size // 4, 4)
     bases, states = _best_path(moves, np.float32(stay))
     newest = _newest_base(moves, np.float32(stay))
     chosen = np.take_along_axis(newest, (states % 4)[:, :, None], axis=2)[:, :, 0].T
-    return bases, _mean_until_next(chosen, bases > 0)
+    return bases, _most_until_next(chosen, bases > 0)
 
 
 def _entering(values: Floats) -> Floats:
@@ -98,12 +98,11 @@ def _newest_base(moves: Floats, stay: np.float32) -> Floats:
     return newest
 
 
-def _mean_until_next(values: Floats, starts: npt.NDArray[np.bool_]) -> Floats:
-    """Average values (batch, frames) over each stretch from one start to the next; 0 elsewhere than at starts."""
+def _most_until_next(values: Floats, starts: npt.NDArray[np.bool_]) -> Floats:
+    """Take the highest of values (batch, frames) from each start to the next; 0 elsewhere than at starts."""
     out = np.zeros_like(values)
     for row in range(len(values)):
         places = np.flatnonzero(starts[row])
         if len(places):
-            lengths = np.diff(np.append(places, values.shape[1]))
-            out[row, places] = np.add.reduceat(values[row], places) / lengths
+            out[row, places] = np.maximum.reduceat(values[row], places)
     return out

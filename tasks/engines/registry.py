@@ -79,7 +79,7 @@ def check_run(settings: EngineSettings, run: RunInfo) -> None:
             raise ChemistryError(reason)
         return
     model = find_model(settings.model)
-    if reason := mismatch(run, model.fits, model.name):
+    if reason := mismatch(run, model.fits, model.name, settings.chemistry):
         raise ChemistryError(reason)
 
 
