@@ -292,9 +292,15 @@ def verify(folder: RunFolder, /, *, json: Json = False) -> int:
 
 
 @app.command
-def doctor(*, site: str = "local", engine: str = "cpu", json: Json = False) -> int:
+def doctor(
+    *,
+    site: str = "local",
+    engine: str = "cpu",
+    model: Annotated[str | None, _from(EngineSettings, "model")] = None,
+    json: Json = False,
+) -> int:
     """Look at this installation, the site and the engine, and say what would keep a run from working."""
-    settings: EngineSettings = checked(EngineSettings, {"kind": engine})
+    settings: EngineSettings = checked(EngineSettings, {"kind": engine, "model": model})
     findings = examine(load_site(site), settings)
     Display(json=json).findings(findings)
     return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE

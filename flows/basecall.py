@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
-from prefect import flow, get_client, tags
+from prefect import flow, get_client, get_run_logger, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
-from infra.dorado_program import dorado_program_opener
-from infra.site import Site, load_site
+from infra.engines import engine_opener, launch_warnings
+from infra.site import load_site
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.base import Engine
-from tasks.engines.registry import open_engine, slots_of
+from tasks.engines.registry import slots_of
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
@@ -35,11 +30,14 @@ def basecall(settings: RunSettings) -> MergedRun:
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
     site, logs = load_site(settings.site), Workspace(settings.out).logs
+    for warning in launch_warnings(site, settings.engine):
+        get_run_logger().warning(warning)
+    engine = engine_opener(site, settings.engine, reference=settings.output.reference, out=settings.out, logs=logs)
     with (
         tags(*labels),
         open_cluster(
             site,
-            _opener(settings, site, logs),
+            engine,
             slots=slots_of(settings.engine),
             logs=logs,
             log_level=settings.log_level,
@@ -48,13 +46,6 @@ def basecall(settings: RunSettings) -> MergedRun:
         split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots)
     with tags(*labels):
         return merge_flow(settings)
-
-
-def _opener(settings: RunSettings, site: Site, logs: Path) -> Callable[[], Engine]:
-    """Return what opens the run's engine on a worker."""
-    if settings.engine.kind == "dorado":
-        return dorado_program_opener(settings.engine, site, reference=settings.output.reference, logs=logs)
-    return partial(open_engine, settings.engine)
 
 
 def launch_stage(settings: RunSettings) -> Plan:

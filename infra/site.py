@@ -42,6 +42,13 @@ class DoradoSite(BaseModel):
         gt=0,
         description="a server measures batch sizes on a GPU that it does not know yet, which takes minutes",
     )
+    stall_after: float = Field(
+        120,
+        title="Stall, s",
+        gt=0,
+        description="a server out of which nothing came for so long, though it has reads, is started again; some "
+        "versions wait 30 s for a batch to fill",
+    )
     restarts: int = Field(3, title="Restarts", ge=0, le=100, description="of a server that dies or stalls, per worker")
 
 

@@ -249,6 +249,20 @@ def address_of(port: str) -> str:
     return f"ipc://{port}" if port.startswith("/") else port
 
 
+def devices_of(visible: str | None) -> str:
+    """Return the server's devices by CUDA_VISIBLE_DEVICES: those that it shows are counted from 0."""
+    if visible is None:
+        return "cuda:all"
+    shown = [name for name in map(str.strip, visible.split(",")) if name and name not in ("-1", "NoDevFiles")]
+    return f"cuda:{','.join(map(str, range(len(shown))))}" if shown else "cpu"
+
+
+def gpus_of(device: str) -> int:
+    """Return how many GPUs a server's devices are, as far as they tell: `cuda:all` counts as one."""
+    kind, _, listed = device.partition(":")
+    return len(listed.split(",")) if kind == "cuda" and listed else 1
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSet:
     """What to call with: `simplex|mods|duplex`."""
@@ -420,8 +434,21 @@ _PORES = {"r9.4.1": "R9.4.1", "r10.4": "R10.4", "r10.4.1": "R10.4.1"}
 
 def default_min_qscore(model: str) -> float:
     """Return ONT's default by the model's size, told by its name; that of hac where the name does not tell."""
+    return _MIN_QSCORES[_size(model)]
+
+
+def _size(model: str) -> str:
     found = re.search(r"(?<![a-z])(fast|hac|sup)(?![a-z])", model)
-    return _MIN_QSCORES[found[1]] if found else _MIN_QSCORES["hac"]
+    return found[1] if found else "hac"
+
+
+#: Samples/s that one large GPU calls, by the model's size: rough figures for estimates.
+_RATES = {"fast": 3e8, "hac": 1.5e8, "sup": 2e7}
+
+
+def usual_rate(model: str) -> float:
+    """Return a rough rate of one large GPU, samples/s, by the model's size; hac's where the name does not tell."""
+    return _RATES[_size(model)]
 
 
 def fits_of(model: str) -> Fits | None:

@@ -20,8 +20,10 @@ from tasks.core.dorado import (
     batch_warning,
     client_parameters,
     default_min_qscore,
+    devices_of,
     fits_of,
     gpu_batch,
+    gpus_of,
     judge,
     packaged,
     parse_version,
@@ -304,3 +306,24 @@ def test_a_read_is_packaged_as_the_library_wants_it() -> None:
 def test_an_unfit_read_is_told(changes: dict[str, Any], words: str) -> None:
     assert unfit(read(200)) is None
     assert words in (unfit(replace(read(200), **changes)) or "")
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        (None, "cuda:all"),
+        ("0", "cuda:0"),
+        ("2,3", "cuda:0,1"),
+        ("GPU-8f2a, MIG-77", "cuda:0,1"),
+        ("", "cpu"),
+        ("-1", "cpu"),
+        ("NoDevFiles", "cpu"),
+    ],
+)
+def test_devices(visible: str | None, devices: str) -> None:
+    assert devices_of(visible) == devices
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda:all", 1), ("cuda:0", 1), ("cuda:0,1,3", 3), ("cpu", 1)])
+def test_gpus(device: str, gpus: int) -> None:
+    assert gpus_of(device) == gpus
