@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from infra.site import load_site
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.settings import resolve_settings
 from tests.data import missing
@@ -39,6 +40,26 @@ def test_the_settings_are_known(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
     resolve_settings(file=file, environment={}, command_line={"input": (tmp_path,), "out": tmp_path / "out"})
+
+
+def test_the_site_is_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "[dorado]" in block)
+    (tmp_path / "lab.toml").write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    assert load_site(str(tmp_path / "lab.toml")).dorado.program == "/opt/ont/dorado"
+
+
+def test_options_named_with_a_site_are_known(tmp_path: Path) -> None:
+    given = [line.split() for line in LINES if line.startswith("shoal run") and "--site" in line]
+    assert given
+    for words in given:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("shoal"), "plan", tmp_path, *words[3:]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert "nknown option" not in done.stdout + done.stderr
 
 
 def test_the_commands_run_in_order(tmp_path: Path, prefect_url: str) -> None:
