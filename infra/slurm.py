@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from dask_jobqueue import SLURMCluster
-from dask_jobqueue.slurm import SLURMJob
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
@@ -84,7 +83,7 @@ def job_options(resources: StageResources, *, run_id: str, slots: int, logs: Pat
     }
 
 
-class SlurmJob(SLURMJob):  # type: ignore[misc]
+class SlurmJob(SLURMJob):
     """A job that counts as closed once it was cancelled."""
 
     submitted = 0.0
@@ -143,10 +142,11 @@ class QueueState:
     looked: float = field(default_factory=lambda: -QUEUE_EVERY)
 
 
-class SlurmCluster(SLURMCluster):  # type: ignore[misc]
+class SlurmCluster(SLURMCluster):
     """Workers as jobs, in one or several pools, as many as there is work for."""
 
     job_cls = SlurmJob
+    scheduler: Any
 
     def __init__(
         self, pools: Sequence[PoolResources], site: Site, scaling: Scaling, *, run_id: str, logs: Path, secrets: Path

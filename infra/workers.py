@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import distributed
+from distributed.core import Status
 
 from tasks.core.errors import EngineError, ShoalError
 from tasks.engines.base import Engine
@@ -24,6 +26,46 @@ logger = logging.getLogger(__name__)
 PLUGIN = "shoal-engine"
 #: Seconds between heartbeats of a slot.
 BEAT_EVERY = 1.0
+#: Seconds that a worker which leaves keeps results that the flow has not fetched yet.
+RESULTS_WITHIN = 10
+
+
+class RetirePlugin(distributed.WorkerPlugin):
+    """Takes a worker out before its allocation ends: it finishes what it does, begins nothing new, and leaves.
+
+    Dask's own `--lifetime` closes a worker within 30 s, which would cut a bundle of minutes.
+    """
+
+    name = "shoal-retire"
+
+    def __init__(self, variable: str) -> None:
+        self._variable = variable
+        self._waiting: asyncio.Future[None] | None = None
+
+    def setup(self, worker: Any) -> None:
+        """Begin to wait for the time that the environment of the job names, in seconds since the epoch."""
+        if at := os.environ.get(self._variable):
+            self._waiting = asyncio.ensure_future(self._retire(worker, float(at)))
+
+    def teardown(self, worker: Any) -> None:
+        """Wait no more."""
+        if self._waiting is not None and worker.status == Status.running:
+            self._waiting.cancel()
+
+    async def _retire(self, worker: Any, at: float) -> None:
+        await asyncio.sleep(max(0.0, at - time.time()))
+        for _ in range(RESULTS_WITHIN):
+            worker.status = Status.closing_gracefully  # the scheduler gives it nothing more
+            while worker.state.executing_count:
+                await asyncio.sleep(0.2)
+            logger.info("the allocation ends soon: this worker leaves")
+            left = await worker.scheduler.retire_workers(
+                workers=[worker.address], close_workers=False, remove=True, stimulus_id=f"{self.name}-{worker.name}"
+            )
+            if left:
+                break
+            await asyncio.sleep(1.0)  # nobody else is there to take a result that the flow has not fetched yet
+        await worker.close(nanny=True, reason=self.name)
 
 
 class LogPlugin(distributed.WorkerPlugin):
