@@ -8,9 +8,11 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from glob import escape as glob_escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ import distributed
 from distributed.core import Status
 
 from tasks.core.errors import EngineError, ShoalError
+from tasks.core.liveness import Beat
 from tasks.engines.base import Engine
 from tasks.formats.workspace import read_json, write_json
 
@@ -152,51 +155,60 @@ def worker_engine() -> Engine:
     return plugin.engine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """A sign of life, as the file tells it."""
-
-    worker: str
-    process: int
-    batch_id: str
-    #: Reads and samples answered in this bundle.
-    reads: int
-    samples: int
-    #: Seconds since the epoch.
-    time: float
-
-
 class Heartbeat:
-    """Writes a slot's beats into a small file, by replacing it."""
+    """Writes a slot's beats into a small file, by replacing it, from a thread of its own.
 
-    def __init__(self, folder: Path, worker: str) -> None:
-        self._worker = worker
-        self._file = folder / f"{worker}.{os.getpid()}.{threading.get_ident()}.json"
-        self._written = -BEAT_EVERY  # seconds of the monotonic clock
+    The thread tells that the process lives, the counts that the engine does: one that hangs in a call, with its
+    process well, has beats whose counts stand still.
+    """
+
+    def __init__(self, folder: Path, worker: str, *, bundle: int = -1) -> None:
+        attempt = uuid.uuid4().hex[:12]
+        self._file = folder / f"{worker}.{os.getpid()}.{attempt}.json"
+        self._beat = Beat(
+            worker=worker,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            attempt=attempt,
+            bundle=bundle,
+            batch_id="",
+            reads=0,
+            samples=0,
+            time=time.time(),
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_ended, name="heartbeat", daemon=True)
+        self._write()
+        self._thread.start()
 
     def beat(self, *, batch_id: str, reads: int, samples: int) -> None:
-        """Tell the progress; at most a file a second comes of it."""
-        now = time.monotonic()
-        if now - self._written >= BEAT_EVERY:
-            self._written = now
-            beat = Beat(
-                worker=self._worker,
-                process=os.getpid(),
-                batch_id=batch_id,
-                reads=reads,
-                samples=samples,
-                time=time.time(),
-            )
-            write_json(self._file, asdict(beat))
+        """Tell the progress; the file tells it within a second."""
+        self._beat = replace(self._beat, batch_id=batch_id, reads=reads, samples=samples)
 
     def end(self) -> None:
         """Take the file away: this slot has nothing to do."""
+        self._ended.set()
+        self._thread.join()
         self._file.unlink(missing_ok=True)
 
+    def _write(self) -> None:
+        write_json(self._file, asdict(replace(self._beat, time=time.time())), durable=False)
 
-def heartbeat(folder: Path) -> Heartbeat:
+    def _write_until_ended(self) -> None:
+        while not self._ended.wait(BEAT_EVERY):
+            try:
+                self._write()
+            except OSError as error:  # a full disk ends the bundle by itself; silence would end the worker
+                logger.warning("the heartbeat can't be written: %s", error)
+
+
+def heartbeat(folder: Path, *, bundle: int = -1) -> Heartbeat:
     """Make the heartbeat of the calling slot."""
-    return Heartbeat(folder, socket.gethostname())
+    try:
+        name = str(distributed.get_worker().name)
+    except ValueError:  # not on a worker
+        name = socket.gethostname()
+    return Heartbeat(folder, name.replace("/", "-"), bundle=bundle)
 
 
 def read_heartbeats(folder: Path) -> Iterator[Beat]:
@@ -205,3 +217,9 @@ def read_heartbeats(folder: Path) -> Iterator[Beat]:
         beat = read_json(file)
         if beat is not None:  # gone since it was listed
             yield Beat(**beat)
+
+
+def clear_heartbeats(folder: Path, worker: str = "*") -> None:
+    """Take away the beats of a worker that is gone, or of all: only for the one flow that owns the run folder."""
+    for file in folder.glob("[!.]*.json" if worker == "*" else f"{glob_escape(worker)}.*.json"):
+        file.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import pytest
 from infra.cluster import SlurmWorkers, open_cluster
 from infra.site import PoolResources, Site, SplitResources
 from infra.slurm import SlurmJob, job_options
+from tasks.core.errors import ShoalError
 from tests.fakes import engine_and_process, open_fake, wait_for_gate, worker_environment
 from tests.slurm import jobs, slurm, wait_for
 
@@ -166,10 +167,10 @@ def test_a_hung_worker_is_replaced(tmp_path: Path, slurm_here: None) -> None:
 @pytest.mark.slurm
 def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: None) -> None:
     """It finishes its bundle, takes no other, and another worker comes."""
-    with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=597) as (_, client):
+    with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=588) as (_, client):
         futures = [client.submit(wait_for_gate, number, tmp_path, pure=False) for number in range(2)]
         wait_for(lambda: list(tmp_path.glob("began-*")))
-        time.sleep(4)  # over its lifetime of 3 s
+        time.sleep(13)  # over its lifetime of 12 s
         (tmp_path / "gate").touch()
         processes = set()
         while futures:
@@ -179,11 +180,12 @@ def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: 
 
 
 @pytest.mark.slurm
-def test_jobs_that_never_become_workers_end_the_run(tmp_path: Path, slurm_here: None) -> None:
-    broken = H100.model_copy(update={"extra": ("--chdir=/", "--output=/dev/null")})
-    with workers(tmp_path, broken, minimum=2) as (cluster, _):
-        for pool in cluster.cluster._pools:
-            pool.options["python"] = "exec /nowhere/python"
+def test_jobs_that_never_become_workers_end_the_run(
+    tmp_path: Path, slurm_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shared file system lacks what the jobs would run, say."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with workers(tmp_path, H100.model_copy(update={"maximum": 4}), minimum=4) as (cluster, _):
         wait_for(lambda: cluster.cluster.trouble, 90)
-        assert "5 Slurm jobs in a row ended" in cluster.cluster.trouble
-        assert "/nowhere/python" in cluster.cluster.trouble
+        with pytest.raises(ShoalError, match=r"5 Slurm jobs in a row ended .* /nowhere/python"):
+            cluster.news()
