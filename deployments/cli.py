@@ -25,7 +25,7 @@ from cyclopts.types import ResolvedPath
 
 from deployments.display import Display
 from infra.prefect_server import prefect_api
-from infra.preflight import examine
+from infra.preflight import examine, refuse_site
 from infra.site import load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
@@ -413,7 +413,7 @@ def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) 
 
 def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
-    load_site(settings.site)
+    refuse_site(load_site(settings.site))
     launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
     if settings.strict:
         refuse_flaws(launched.plan)

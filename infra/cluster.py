@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dask
 import distributed
@@ -50,6 +51,9 @@ class Cluster(Protocol):
     def news(self) -> list[str]:
         """Take what happened to workers since the last call, in words. Raises ShoalError when no worker can come."""
 
+    def has(self, address: str) -> bool:
+        """Whether a worker process is among us: one that died is soon not, one that hangs is."""
+
     def replace(self, worker: str) -> None:
         """End a worker that gives no sign of life, and have another in its place."""
 
@@ -69,6 +73,10 @@ class LocalWorkers:
     def news(self) -> list[str]:
         """Nothing: what happens here is in the workers' logs."""
         return []
+
+    def has(self, address: str) -> bool:
+        """Whether Dask counts it as a worker."""
+        return address in self.client.scheduler_info(n_workers=-1)["workers"]
 
     def replace(self, worker: str) -> None:
         """Let its nanny kill the process and make another."""
@@ -96,6 +104,10 @@ class SlurmWorkers:
         if self.cluster.trouble:
             raise ShoalError(self.cluster.trouble)
         return self.cluster.news()
+
+    def has(self, address: str) -> bool:
+        """Whether Dask counts it as a worker."""
+        return address in self.cluster.scheduler.workers
 
     def replace(self, worker: str) -> None:
         """Cancel its job; another is submitted."""
@@ -157,19 +169,28 @@ def open_cluster(
     ):
         for plugin in plugins:
             client.register_plugin(plugin)
-        yield LocalWorkers(
-            address=cluster.scheduler_address,
-            slots=site.workers * threads,
-            security=cluster.security,
-            client=client,
-        )
+        with _opened(
+            LocalWorkers(
+                address=cluster.scheduler_address,
+                slots=site.workers * threads,
+                security=cluster.security,
+                client=client,
+            )
+        ) as workers:
+            yield workers
 
 
 @contextmanager
 def open_stage(
-    site: Site, resources: StageResources, *, logs: Path, log_level: str, run_id: str
-) -> Iterator[SlurmWorkers]:
-    """Start one worker without an engine, for launch or merge, as a Slurm job with a stage's resources."""
+    site: Site, resources: StageResources | None, *, logs: Path, log_level: str, run_id: str
+) -> Iterator[Cluster | None]:
+    """Start one worker without an engine, for launch or merge, as a Slurm job with a stage's resources.
+
+    Without resources there is none: the stage is done where the flow runs.
+    """
+    if resources is None:
+        yield None
+        return
     pool = PoolResources(**resources.model_dump(), maximum=1)
     scaling = Scaling(minimum=0, maximum=1, slots=1, idle=3600.0, tell_pending_after=site.tell_pending_after)
     with _slurm_workers(site, (pool,), scaling, [LogPlugin(logs, log_level)], logs=logs, run_id=run_id) as workers:
@@ -194,12 +215,36 @@ def _slurm_workers(
     ):
         for plugin in [*plugins, RetirePlugin(RETIRE_AT)]:
             client.register_plugin(plugin)
-        yield SlurmWorkers(
-            address=cluster.scheduler_address,
-            slots=scaling.maximum * scaling.slots,
-            security=cluster.security,
-            cluster=cluster,
-        )
+        with _opened(
+            SlurmWorkers(
+                address=cluster.scheduler_address,
+                slots=scaling.maximum * scaling.slots,
+                security=cluster.security,
+                cluster=cluster,
+            )
+        ) as workers:
+            yield workers
+
+
+def opened_cluster() -> Cluster | None:
+    """Return the cluster in whose block we are.
+
+    Flows find it here: what is a parameter of a flow travels with each of its tasks, and a cluster can't.
+    """
+    return _CLUSTER.get()
+
+
+_CLUSTER: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
+Workers = TypeVar("Workers", bound=Cluster)
+
+
+@contextmanager
+def _opened(workers: Workers) -> Iterator[Workers]:
+    token = _CLUSTER.set(workers)
+    try:
+        yield workers
+    finally:
+        _CLUSTER.reset(token)
 
 
 def task_runner(cluster: Cluster) -> Any:

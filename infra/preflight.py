@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tasks
 from infra.site import Site
-from tasks.core.errors import ShoalError
+from infra.slurm_preflight import refusals, stages
+from tasks.core.errors import SettingsError, ShoalError
 from tasks.engines.registry import identify, open_engine
 from tasks.settings import EngineSettings
 
@@ -29,6 +30,12 @@ class Finding:
 def examine(site: Site, engine: EngineSettings) -> list[Finding]:
     """Look at installation, site and engine."""
     return [*_installation(), *_engine(engine), *_site(site)]
+
+
+def refuse_site(site: Site) -> None:
+    """Raise SettingsError, with Slurm's own reason, when a job of the site could never run."""
+    if site.kind == "slurm" and (refused := refusals(site)):
+        raise SettingsError("\n".join(refused))
 
 
 def _installation() -> Iterator[Finding]:
@@ -63,7 +70,10 @@ def _engine(settings: EngineSettings) -> Iterator[Finding]:
 
 
 def _site(site: Site) -> Iterator[Finding]:
-    yield Finding(subject=f"site {site.name}", text=f"{site.workers} workers on this machine")
+    if site.kind == "slurm":
+        yield from _slurm(site)
+    else:
+        yield Finding(subject=f"site {site.name}", text=f"{site.workers} workers on this machine")
     if site.scratch is not None and not site.scratch.is_dir():
         yield Finding(
             subject="scratch",
@@ -71,3 +81,16 @@ def _site(site: Site) -> Iterator[Finding]:
             good=False,
             fatal=True,
         )
+
+
+def _slurm(site: Site) -> Iterator[Finding]:
+    most = site.split.most_workers
+    try:
+        refused = refusals(site)
+    except ShoalError as error:
+        refused = [str(error)]
+    for line in refused:
+        yield Finding(subject=f"site {site.name}", text=line, good=False, fatal=True)
+    if not refused:
+        kinds = ", ".join(stage for stage, _ in stages(site))
+        yield Finding(subject=f"site {site.name}", text=f"up to {most} workers; Slurm would take the jobs of {kinds}")

@@ -15,8 +15,8 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ def job_options(resources: StageResources, *, run_id: str, slots: int, logs: Pat
         "log_directory": str(logs),
         "local_directory": str(scratch) if scratch else None,
     }
+
+
+def job_script(resources: StageResources, **options: Any) -> str:
+    """Write a job of a stage's as it would be submitted, but for the scheduler's address."""
+    options = job_options(resources, **options)
+    return str(SlurmJob("tls://127.0.0.1:1", name="worker-0", **options).job_script())
 
 
 class SlurmJob(SLURMJob):
@@ -191,7 +197,8 @@ class SlurmCluster(SLURMCluster):
             self._tending.cancel()
             with suppress(asyncio.CancelledError):
                 await self._tending
-        await super()._close()
+        with _quiet("distributed.scheduler"):  # it calls the connections that it cuts itself errors
+            await super()._close()
         for key in ("_job_ca_file", "_job_key", "_job_cert"):
             if file := getattr(self, key, None):
                 file.close()
@@ -389,6 +396,17 @@ class SlurmCluster(SLURMCluster):
                 with suppress(RuntimeError):
                     await SlurmJob._call(["scancel", "--name", self._run_id])
             await asyncio.sleep(0.3)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 _UNFINISHED = frozenset({"waiting", "queued", "no-worker", "processing"})

@@ -162,11 +162,12 @@ class Heartbeat:
     process well, has beats whose counts stand still.
     """
 
-    def __init__(self, folder: Path, worker: str, *, bundle: int = -1) -> None:
+    def __init__(self, folder: Path, worker: str, *, address: str = "", bundle: int = -1) -> None:
         attempt = uuid.uuid4().hex[:12]
         self._file = folder / f"{worker}.{os.getpid()}.{attempt}.json"
         self._beat = Beat(
             worker=worker,
+            address=address,
             host=socket.gethostname(),
             process=os.getpid(),
             attempt=attempt,
@@ -205,10 +206,10 @@ class Heartbeat:
 def heartbeat(folder: Path, *, bundle: int = -1) -> Heartbeat:
     """Make the heartbeat of the calling slot."""
     try:
-        name = str(distributed.get_worker().name)
+        worker = distributed.get_worker()
     except ValueError:  # not on a worker
-        name = socket.gethostname()
-    return Heartbeat(folder, name.replace("/", "-"), bundle=bundle)
+        return Heartbeat(folder, socket.gethostname(), bundle=bundle)
+    return Heartbeat(folder, str(worker.name), address=worker.address, bundle=bundle)
 
 
 def read_heartbeats(folder: Path) -> Iterator[Beat]:
@@ -219,7 +220,8 @@ def read_heartbeats(folder: Path) -> Iterator[Beat]:
             yield Beat(**beat)
 
 
-def clear_heartbeats(folder: Path, worker: str = "*") -> None:
-    """Take away the beats of a worker that is gone, or of all: only for the one flow that owns the run folder."""
-    for file in folder.glob("[!.]*.json" if worker == "*" else f"{glob_escape(worker)}.*.json"):
+def clear_heartbeats(folder: Path, worker: str | None = None, process: int | None = None) -> None:
+    """Take away the beats of a process or worker that is gone, or of all. Only for the flow that owns the run."""
+    pattern = "*" if worker is None else f"{glob_escape(worker)}.{'*' if process is None else process}.*"
+    for file in folder.glob(f"{pattern}.json"):
         file.unlink(missing_ok=True)

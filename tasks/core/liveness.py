@@ -7,7 +7,7 @@ own monotonic clock. So neither the clocks of the nodes nor the caches of a netw
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -17,6 +17,8 @@ class Beat:
 
     #: Name of the Dask worker.
     worker: str
+    #: Of the Dask worker process.
+    address: str = ""
     host: str = ""
     process: int
     #: Tells this slot's work on one bundle from every other.
@@ -77,7 +79,7 @@ def observe(before: Mapping[str, Sighting], beats: Iterable[Beat], *, now: float
             progressed = now if beat.reads != last.beat.reads else last.progressed
             seen[key] = Sighting(beat=beat, changed=now, progressed=progressed)
         else:
-            seen[key] = replace(last)
+            seen[key] = last
     return seen
 
 

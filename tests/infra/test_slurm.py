@@ -16,11 +16,13 @@ import psutil
 import pytest
 
 from infra.cluster import SlurmWorkers, open_cluster
-from infra.site import PoolResources, Site, SplitResources
-from infra.slurm import SlurmJob, job_options
-from tasks.core.errors import ShoalError
+from infra.preflight import refuse_site
+from infra.site import PoolResources, Site, SplitResources, load_site
+from infra.slurm import job_script
+from infra.slurm_preflight import cancel_orphans
+from tasks.core.errors import SettingsError, ShoalError
 from tests.fakes import engine_and_process, open_fake, wait_for_gate, worker_environment
-from tests.slurm import jobs, slurm, wait_for
+from tests.slurm import SITE, jobs, slurm, wait_for
 
 RESOURCES = PoolResources(
     threads=7,
@@ -36,8 +38,7 @@ RESOURCES = PoolResources(
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("PYTHONPATH", "/a folder")
-    options = job_options(RESOURCES, run_id="shoal-77", slots=2, logs=tmp_path, scratch=Path("/scratch"))
-    return SlurmJob("tls://10.0.0.1:8786", name="h100-0", **options).job_script().splitlines()
+    return job_script(RESOURCES, run_id="shoal-77", slots=2, logs=tmp_path, scratch=Path("/scratch")).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,12 @@ def test_the_job_script_becomes_the_worker(script: list[str], tmp_path: Path) ->
     assert f"#SBATCH -e {tmp_path}/shoal-77-%J.err" in script
     last = [line for line in script if line][-1]
     assert last.startswith("exec ")
-    for words in ("--name h100-0", "--nthreads 2", "--nanny", "--no-dashboard", "--death-timeout 60", "/scratch"):
+    for words in ("--name worker-0", "--nthreads 2", "--nanny", "--no-dashboard", "--death-timeout 60", "/scratch"):
         assert words in last
 
 
 def test_what_a_stage_does_not_ask_for_is_not_in_the_script(tmp_path: Path) -> None:
-    options = job_options(PoolResources(), run_id="shoal-77", slots=1, logs=tmp_path, scratch=None)
-    script = SlurmJob("tls://10.0.0.1:8786", name="pool0-0", **options).job_script()
+    script = job_script(PoolResources(), run_id="shoal-77", slots=1, logs=tmp_path, scratch=None)
     assert "#SBATCH --mem=4096M" in script
     assert "#SBATCH -t 1-00:00:00" in script
     for word in ("#SBATCH -p", "#SBATCH -A", "--gres", "--local-directory"):
@@ -84,11 +84,11 @@ A100 = PoolResources(memory_per_thread_gb=1, walltime="10:00", partition="a100",
 
 @contextmanager
 def workers(
-    folder: Path, *pools: PoolResources, **changes: object
+    folder: Path, *pools: PoolResources, tell: float = 120, **changes: object
 ) -> Iterator[tuple[SlurmWorkers, distributed.Client]]:
     """Open a cluster on the testbed, with fake engines."""
     split = SplitResources.model_validate({"pools": [pool.model_dump() for pool in pools], "idle": 3, **changes})
-    site = Site(name="test", kind="slurm", interface="lo", split=split)
+    site = Site(name="test", kind="slurm", interface="lo", split=split, tell_pending_after=tell)
     with open_cluster(
         site, partial(open_fake, folder), slots=1, logs=folder, log_level="INFO", run_id="shoal-test"
     ) as cluster:
@@ -189,3 +189,64 @@ def test_jobs_that_never_become_workers_end_the_run(
         wait_for(lambda: cluster.cluster.trouble, 90)
         with pytest.raises(ShoalError, match=r"5 Slurm jobs in a row ended .* /nowhere/python"):
             cluster.news()
+
+
+def a_site(**split: object) -> Site:
+    return Site(name="lab", kind="slurm", interface="lo", split=SplitResources.model_validate(split))
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"partition": "mars"}, "site lab, [split]: Slurm refuses it: invalid partition specified: mars"),
+        ({"gres": "gpu:V100:1"}, "Requested node configuration is not available"),
+        ({"gres": "gpu:H100:3"}, "Requested node configuration is not available"),
+        ({"threads": 64}, "not available"),
+        ({"partition": "a100", "walltime": "03:00:00"}, "(PartitionTimeLimit): partition a100 allows 0-02:00:00"),
+        ({"walltime": "2"}, "partition h100 allows 1-00:00:00"),
+        ({"extra": ["--nonsense"]}, "unrecognized option"),
+        ({"pools": [{"partition": "h100"}, {"partition": "mars"}]}, "[split.pools.1]: Slurm refuses it: invalid"),
+    ],
+)
+def test_what_can_never_run_is_told(slurm_here: None, split: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        refuse_site(a_site(**split))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slurm
+def test_what_can_run_is_not_refused(slurm_here: None) -> None:
+    refuse_site(
+        a_site(gres="gpu:2", walltime=1, pools=[{"partition": "h100"}, {"partition": "a100", "walltime": "10:00"}])
+    )
+    refuse_site(load_site(str(SITE)))
+
+
+def test_where_there_is_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="there is no sbatch here"):
+        refuse_site(a_site())
+
+
+@pytest.mark.slurm
+def test_a_job_that_waits_is_told_with_slurms_reason(tmp_path: Path, slurm_here: None) -> None:
+    filling = slurm("sbatch", "--parsable", "-p", "a100", "-N2", "--exclusive", "-o/dev/null", "--wrap", "sleep 600")
+    try:
+        with workers(tmp_path, A100, minimum=1, tell=1) as (cluster, _):
+            news: list[str] = []
+            wait_for(lambda: news.extend(cluster.news()) or "Slurm says: Resources" in " ".join(news), 30)
+    finally:
+        slurm("scancel", filling)
+        wait_for(lambda: not jobs())
+
+
+@pytest.mark.slurm
+def test_orphans_are_found_by_name(slurm_here: None) -> None:
+    for name in ("shoal-dead", "shoal-dead", "shoal-other"):
+        slurm("sbatch", "-J", name, "-o/dev/null", "--wrap", "exec sleep 600")
+    assert cancel_orphans("shoal-dead") == 2
+    wait_for(lambda: list(jobs().values()) == ["shoal-other"])
+    assert cancel_orphans("shoal-other") == 1
+    wait_for(lambda: not jobs())
