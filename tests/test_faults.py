@@ -72,16 +72,16 @@ def _here(slurm_here: None, prefect_url: str) -> None:
 
 
 def run(data: Path, out: Path, site: Path) -> subprocess.Popen[str]:
-    """Start a run of 2 M samples at 100,000 samples/s per worker."""
-    return start(data, out, "--site", str(site), "--rate", "100000")
+    """Start a run of 2 M samples at 60,000 samples/s per worker."""
+    return start(data, out, "--site", str(site), "--rate", "60000")
 
 
 def at_work(process: subprocess.Popen[str], out: Path) -> Beat:
-    """Wait until two workers have committed something and are in the middle of more; return what one of them tells."""
+    """Wait until something is committed and two workers are in the middle of more; return what one of them tells."""
     folder = Workspace(out).heartbeats
-    wait_until(lambda: len({beat.worker for beat in read_heartbeats(folder) if beat.reads}) == 2, process)
-    wait_until(lambda: len(committed_ids(Workspace(out))) >= 2, process)
-    return next(beat for beat in read_heartbeats(folder) if beat.reads)
+    wait_until(lambda: len(committed_ids(Workspace(out))) >= 1, process)
+    wait_until(lambda: len({beat.worker for beat in read_heartbeats(folder)}) == 2, process)
+    return next(read_heartbeats(folder))
 
 
 def complete(process: subprocess.Popen[str], data: Path, out: Path, undisturbed: dict[str, str]) -> None:
