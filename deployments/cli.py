@@ -26,7 +26,7 @@ from deployments.display import Display
 from infra.lock import alone
 from infra.prefect_server import prefect_api
 from infra.preflight import examine, refuse_site
-from infra.site import load_site
+from infra.site import address_of, load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
@@ -366,7 +366,7 @@ def _run(settings: RunSettings, display: Display) -> int:
     with (
         _stoppable(),
         alone(workspace.lock, announce=display.say),
-        prefect_api(log_folder=workspace.logs, announce=display.say),
+        prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(load_site(settings.site))),
     ):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
         from flows.basecall import basecall_flow

@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import tasks
-from infra.site import Site
-from infra.slurm_preflight import refusals, stages
+from infra.site import Site, address_of
 from tasks.core.errors import SettingsError, ShoalError
 from tasks.engines.registry import identify, open_engine
 from tasks.settings import EngineSettings
@@ -34,8 +33,11 @@ def examine(site: Site, engine: EngineSettings) -> list[Finding]:
 
 def refuse_site(site: Site) -> None:
     """Raise SettingsError, with Slurm's own reason, when a job of the site could never run."""
-    if site.kind == "slurm" and (refused := refusals(site)):
-        raise SettingsError("\n".join(refused))
+    if site.kind == "slurm":
+        from infra.slurm_preflight import refusals  # not at the top: Dask costs a second of every command
+
+        if refused := refusals(site):
+            raise SettingsError("\n".join(refused))
 
 
 def _installation() -> Iterator[Finding]:
@@ -84,11 +86,17 @@ def _site(site: Site) -> Iterator[Finding]:
 
 
 def _slurm(site: Site) -> Iterator[Finding]:
+    from infra.slurm_preflight import refusals, stages
+
     most = site.split.most_workers
     try:
         refused = refusals(site)
     except ShoalError as error:
         refused = [str(error)]
+    try:
+        yield Finding(subject="address", text=f"workers reach this machine by {address_of(site)}")
+    except SettingsError as error:
+        yield Finding(subject="address", text=str(error), good=False, fatal=True)
     for line in refused:
         yield Finding(subject=f"site {site.name}", text=line, good=False, fatal=True)
     if not refused:

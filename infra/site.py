@@ -231,6 +231,19 @@ class Site(BaseModel):
         return self
 
 
+def address_of(site: Site) -> str:
+    """Return the address of this machine that the site's workers reach it by."""
+    if site.kind == "local":
+        return "127.0.0.1"
+    from distributed.utils import get_ip, get_ip_interface  # not at the top: it costs a second of every command
+
+    try:
+        found = get_ip_interface(site.interface) if site.interface else get_ip()  # type: ignore[no-untyped-call]
+        return str(found)
+    except ValueError as error:
+        raise SettingsError(f"site {site.name}: interface: {error}") from error
+
+
 def load_site(name: str) -> Site:
     """Load a site by name or by the path of its file.
 
