@@ -5,7 +5,6 @@ Exit status: 0 complete; 2 wrong settings; 3 complete, but some input was skippe
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -24,9 +23,10 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
 
 from deployments.display import Display
+from infra.lock import alone
 from infra.prefect_server import prefect_api
-from infra.preflight import examine
-from infra.site import load_site
+from infra.preflight import examine, refuse_site
+from infra.site import address_of, load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
@@ -387,7 +387,11 @@ def _run(settings: RunSettings, display: Display) -> int:
         display.result(merged, _flawed(workspace))
         return _verdict(merged)
     workspace.create()
-    with _alone(workspace), _stoppable(), prefect_api(log_folder=workspace.logs, announce=display.say):
+    with (
+        _stoppable(),
+        alone(workspace.lock, announce=display.say),
+        prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(load_site(settings.site))),
+    ):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
         from flows.basecall import basecall_flow
 
@@ -416,7 +420,7 @@ def _sort_again(
     """Add to the choice by which a finished run is sorted, and merge it by that."""
     if merged_before(workspace) is None:
         raise SettingsError(f"{workspace.out} is not complete; the same `shoal run` goes on")
-    with _alone(workspace):
+    with alone(workspace.lock, announce=display.say):
         before = read_choice(workspace) or Choice()
         choose(
             workspace,
@@ -429,7 +433,7 @@ def _sort_again(
 
 
 def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) -> int:
-    with _alone(workspace):
+    with alone(workspace.lock, announce=display.say):
         merged = merge_results(settings)
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
@@ -437,7 +441,7 @@ def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) 
 
 def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
-    load_site(settings.site)
+    refuse_site(load_site(settings.site))
     launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
     if settings.strict:
         refuse_flaws(launched.plan)
@@ -462,23 +466,6 @@ def _existing(folder: Path) -> Workspace:
     if not workspace.state.is_dir():
         raise SettingsError(f"{folder} is not a run folder of Shoal's: it has no {workspace.state.name}")
     return workspace
-
-
-@contextmanager
-def _alone(workspace: Workspace) -> Iterator[None]:
-    """Hold the run folder: two flows on one folder would do everything twice."""
-    with workspace.lock.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise SettingsError(
-                f"another shoal works on {workspace.out} ({lock.read().strip()}); wait for it, or choose another folder"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        lock.flush()
-        yield
 
 
 @contextmanager

@@ -7,6 +7,8 @@ which Prefect's retries never see. So the retry policy is here, and the folder o
 from __future__ import annotations
 
 import logging
+import queue
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import distributed
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.futures import as_completed
 from prefect.runtime import task_run
 
+from infra.cluster import Cluster
+from infra.site import Site
+from infra.watchman import Watchman
 from infra.workers import heartbeat, worker_engine
 from tasks.core.batches import Bundle
 from tasks.core.errors import EngineError
@@ -31,8 +35,9 @@ from tasks.split import BundleReport, basecall_bundle
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the committed batches, for the progress artifact.
+#: Seconds between looks at the committed batches, for the progress artifact, and at the workers.
 PROGRESS_INTERVAL = 5.0
+LOOK_INTERVAL = 1.0
 
 
 def call_bundle(
@@ -42,7 +47,7 @@ def call_bundle(
     workspace = Workspace(Path(out))
     plan = read_plan(workspace)
     bundle = Bundle(number=number, batches=read_batches(workspace, batches))
-    beat = heartbeat(workspace.heartbeats)
+    beat = heartbeat(workspace.heartbeats, bundle=number)
     try:
         return basecall_bundle(
             workspace,
@@ -67,11 +72,8 @@ def bundle_name() -> str:
 call_bundle_task = task(name="basecall-bundle", task_run_name=bundle_name)(call_bundle)
 
 
-def call_in_rounds(settings: RunSettings, slots: int) -> None:
-    """Call what is not committed, for as many rounds as the settings give.
-
-    Args:
-        slots: Bundles that the cluster runs at the same time.
+def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site) -> None:
+    """Call what is not committed, for as many rounds as the settings give, and look after the workers meanwhile.
 
     Raises:
         EngineError: something is still not called after the last round; names the last cause.
@@ -80,6 +82,8 @@ def call_in_rounds(settings: RunSettings, slots: int) -> None:
     plan = read_plan(workspace)
     log = get_run_logger()
     progress = _Progress(workspace)
+    watchman = Watchman(workspace.heartbeats, cluster, site)
+    slots = cluster.slots
     submitted, cause = 0, ""
     for round_ in range(settings.rounds):
         done = committed_ids(workspace)
@@ -88,11 +92,11 @@ def call_in_rounds(settings: RunSettings, slots: int) -> None:
             break
         bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
         log.info("round %d: %d batches in %d bundles on %d slots", round_ + 1, len(left), len(bundles), slots)
-        for failure in _run(bundles, settings, window=2 * slots, progress=progress):
+        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman):
             cause = f"{type(failure).__name__}: {failure}"
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
-    progress.show()
+    progress.show(last=True)
     left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
     if left_over:
         raise EngineError(
@@ -102,35 +106,37 @@ def call_in_rounds(settings: RunSettings, slots: int) -> None:
 
 
 def _run(
-    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress
+    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress, watchman: Watchman
 ) -> Iterator[BaseException]:
     """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
     waiting = iter(bundles)
-    futures: set[Any] = set()
+    futures: dict[str, Any] = {}
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    log = get_run_logger()
     min_qscore = min_qscore_of(settings)
     while True:
         for bundle in waiting:
-            futures.add(
-                call_bundle_task.submit(
-                    str(settings.out),
-                    bundle.number,
-                    tuple(batch.number for batch in bundle.batches),
-                    bundle.reads,
-                    settings.output,
-                    min_qscore,
-                )
+            future: Any = call_bundle_task.submit(
+                str(settings.out),
+                bundle.number,
+                tuple(batch.number for batch in bundle.batches),
+                bundle.reads,
+                settings.output,
+                min_qscore,
             )
+            futures[future.wrapped_future.key] = future
+            future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))
             if len(futures) >= window:
                 break
         if not futures:
             return
-        try:
-            future = next(as_completed(list(futures), timeout=PROGRESS_INTERVAL))
-        except TimeoutError:
-            progress.show()
-            continue
-        futures.discard(future)  # and with it the result in the worker's memory
+        for news in watchman.look():
+            log.warning("%s", news)
         progress.show()
+        try:
+            future = futures.pop(done.get(timeout=LOOK_INTERVAL))  # and with it the result in the worker's memory
+        except queue.Empty:
+            continue
         try:
             result = future.result(raise_on_failure=False)
         except distributed.KilledWorker as error:
@@ -147,9 +153,14 @@ class _Progress:
         self._watch = Watch(workspace)
         self._artifact = create_progress_artifact(0.0, key="progress", description="Samples called and committed")
         self._shown = 0.0
+        self._looked = 0.0
 
-    def show(self) -> None:
-        """Bring the artifact up to date."""
+    def show(self, *, last: bool = False) -> None:
+        """Bring the artifact up to date, every few seconds; in any case the last time."""
+        now = time.monotonic()
+        if now - self._looked < PROGRESS_INTERVAL and not last:
+            return
+        self._looked = now
         progress = self._watch.look()
         percent = 100.0 * progress.samples_done / max(progress.samples, 1) if progress else 0.0
         if percent > self._shown:

@@ -15,8 +15,9 @@ import tasks
 from infra.dorado_server import device_of, find_program
 from infra.engines import engine_opener, launch_warnings, open_engine_at
 from infra.site import Site
+from infra.site import address_of as address_at
 from tasks.core.dorado import address_of
-from tasks.core.errors import ShoalError
+from tasks.core.errors import SettingsError, ShoalError
 from tasks.engines.dorado_program import PROCESSES, program_version
 from tasks.engines.dorado_program import find_program as find_dorado
 from tasks.engines.dorado_server import (
@@ -44,6 +45,15 @@ class Finding:
 def examine(site: Site, engine: EngineSettings) -> list[Finding]:
     """Look at installation, site and engine."""
     return [*_installation(), *_engine(site, engine), *_site(site)]
+
+
+def refuse_site(site: Site) -> None:
+    """Raise SettingsError, with Slurm's own reason, when a job of the site could never run."""
+    if site.kind == "slurm":
+        from infra.slurm_preflight import refusals  # not at the top: Dask costs a second of every command
+
+        if refused := refusals(site):
+            raise SettingsError("\n".join(refused))
 
 
 def _installation() -> Iterator[Finding]:
@@ -187,7 +197,10 @@ def _dorado_models(site: Site) -> Iterator[Finding]:
 
 
 def _site(site: Site) -> Iterator[Finding]:
-    yield Finding(subject=f"site {site.name}", text=f"{site.workers} workers on this machine")
+    if site.kind == "slurm":
+        yield from _slurm(site)
+    else:
+        yield Finding(subject=f"site {site.name}", text=f"{site.workers} workers on this machine")
     if site.scratch is not None and not site.scratch.is_dir():
         yield Finding(
             subject="scratch",
@@ -195,3 +208,22 @@ def _site(site: Site) -> Iterator[Finding]:
             good=False,
             fatal=True,
         )
+
+
+def _slurm(site: Site) -> Iterator[Finding]:
+    from infra.slurm_preflight import refusals, stages
+
+    most = site.split.most_workers
+    try:
+        refused = refusals(site)
+    except ShoalError as error:
+        refused = [str(error)]
+    try:
+        yield Finding(subject="address", text=f"workers reach this machine by {address_at(site)}")
+    except SettingsError as error:
+        yield Finding(subject="address", text=str(error), good=False, fatal=True)
+    for line in refused:
+        yield Finding(subject=f"site {site.name}", text=line, good=False, fatal=True)
+    if not refused:
+        kinds = ", ".join(stage for stage, _ in stages(site))
+        yield Finding(subject=f"site {site.name}", text=f"up to {most} workers; Slurm would take the jobs of {kinds}")

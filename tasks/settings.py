@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -273,14 +273,21 @@ def read_toml(file: Path) -> dict[str, Any]:
 def _complaint(model: type[BaseModel], complaint: Any) -> str:
     path = ".".join(str(part) for part in complaint["loc"])
     if complaint["type"] == "extra_forbidden":
-        here: Any = model
+        here = model
         for part in complaint["loc"][:-1]:
-            here = here.model_fields[part].annotation
+            if isinstance(part, str):  # the number of a table in a list says nothing about what it may hold
+                here = _model_in(here.model_fields[part].annotation)
         return f"{path}: unknown key; known here: {', '.join(here.model_fields)}"
     if complaint["type"] == "missing":
         return f"{path}: is needed"
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{path}: {complaint['input']!r} {message}" if complaint["type"] != "value_error" else f"{path}: {message}"
+
+
+def _model_in(annotation: Any) -> Any:
+    """Find the model in a field's type: in `Model`, `Model | None`, `tuple[Model, ...]`."""
+    inner = (arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel))
+    return next(inner, annotation)
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
