@@ -12,18 +12,22 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import distributed
-from prefect import get_run_logger, task
+import httpx
+from prefect import get_client, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.runtime import task_run
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run, task_run
+from prefect.states import Cancelled
 
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.watchman import Watchman
 from infra.workers import heartbeat, worker_engine
 from tasks.core.batches import Bundle
-from tasks.core.errors import EngineError
+from tasks.core.errors import EngineError, StoppedError
 from tasks.engines.registry import min_qscore_of
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
@@ -146,6 +150,16 @@ def _run(
                 yield result
 
 
+def refuse_when_cancelled() -> None:
+    """Raise StoppedError when somebody cancelled this run, or the one it is part of, in Prefect."""
+    with get_client(sync_client=True) as client:
+        for run in {flow_run.id, flow_run.root_flow_run_id} - {None}:
+            state = client.read_flow_run(UUID(str(run))).state
+            if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                client.set_flow_run_state(UUID(str(run)), Cancelled(), force=True)  # nobody else would say so
+                raise StoppedError("cancelled in Prefect; the same command goes on from here")
+
+
 class _Progress:
     """The run's one progress artifact, brought up to date every few seconds at most."""
 
@@ -161,6 +175,13 @@ class _Progress:
         if now - self._looked < PROGRESS_INTERVAL and not last:
             return
         self._looked = now
+        try:
+            self._tell()
+            refuse_when_cancelled()
+        except (httpx.HTTPError, PrefectException) as error:  # the API is away: the run goes on without it
+            logger.info("Prefect's API does not answer: %s", error)
+
+    def _tell(self) -> None:
         progress = self._watch.look()
         percent = 100.0 * progress.samples_done / max(progress.samples, 1) if progress else 0.0
         if percent > self._shown:

@@ -8,17 +8,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import dask
 import distributed
 from prefect_dask.task_runners import DaskTaskRunner
 
 from infra.site import PoolResources, Site, StageResources
-from infra.slurm import RETIRE_AT, SLURM_SETTINGS, Scaling, SlurmCluster
 from infra.workers import EnginePlugin, LogPlugin, RetirePlugin
 from tasks.core.errors import ShoalError
 from tasks.engines.base import Engine
+
+if TYPE_CHECKING:
+    from infra.slurm import Scaling, SlurmCluster
 
 #: Dask's own reactions. Results are small and released at once, so a worker's death costs only what it was doing.
 DASK_SETTINGS = {
@@ -144,6 +146,8 @@ def open_cluster(
     threads = site.slots or slots
     plugins: list[distributed.WorkerPlugin] = [LogPlugin(logs, log_level), EnginePlugin(open_engine)]
     if site.kind == "slurm":
+        from infra.slurm import Scaling  # not at the top: workers import us, from threads where it can't be
+
         scaling = Scaling(
             minimum=site.split.minimum,
             maximum=site.split.most_workers,
@@ -193,6 +197,8 @@ def open_stage(
     if resources is None:
         yield None
         return
+    from infra.slurm import Scaling
+
     pool = PoolResources(**resources.model_dump(), maximum=1)
     scaling = Scaling(minimum=0, maximum=1, slots=1, idle=3600.0, tell_pending_after=site.tell_pending_after)
     with _slurm_workers(site, (pool,), scaling, [LogPlugin(logs, log_level)], logs=logs, run_id=run_id) as workers:
@@ -209,6 +215,8 @@ def _slurm_workers(
     logs: Path,
     run_id: str,
 ) -> Iterator[SlurmWorkers]:
+    from infra.slurm import RETIRE_AT, SLURM_SETTINGS, SlurmCluster
+
     with (
         TemporaryDirectory(dir=logs, prefix=".tls-", ignore_cleanup_errors=True) as secrets,  # nobody else may read it
         dask.config.set({**DASK_SETTINGS, **SLURM_SETTINGS}),

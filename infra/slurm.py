@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from collections import deque
@@ -22,12 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from infra.site import PoolResources, Site, StageResources
 from tasks.core.resources import PoolState, correction, format_walltime, lifetime
+
+# Importing it makes Ctrl-C end the process without a word, with status 0; who imports us has chosen otherwise.
+_interrupt = signal.getsignal(signal.SIGINT)
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob  # noqa: E402
+
+signal.signal(signal.SIGINT, _interrupt)
 
 logger = logging.getLogger(__name__)
 

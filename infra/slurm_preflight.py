@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from infra.site import Site, StageResources
-from infra.slurm import job_script
 from tasks.core.errors import SettingsError
 from tasks.core.resources import format_walltime, parse_walltime
 
@@ -42,6 +41,8 @@ def refusals(site: Site) -> list[str]:
 
 
 def _refusal(resources: StageResources) -> str:
+    from infra.slurm import job_script  # not at the top: it changes signal handlers, which only a main thread may
+
     with TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(job_script(resources, run_id="shoal-test", slots=1, logs=Path(folder), scratch=None), "utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.prefect_server import prefect_api
-from tests.slurm import jobs, testbed
+from tests.slurm import jobs, slurm, testbed
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,8 @@ def _slurm() -> Iterator[None]:
 @pytest.fixture
 def slurm_here(_slurm: None) -> Iterator[None]:
     """The session's Slurm, with no job left by the test."""
-    assert not jobs()
     yield
-    assert not jobs()
+    left = jobs()
+    if left:
+        slurm("scancel", *left)  # for the tests after this one
+    assert not left

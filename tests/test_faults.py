@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -187,6 +188,38 @@ def test_kill_the_flow_and_run_again(data: Path, site: Path, tmp_path: Path, und
     assert jobs()
     second = run(data, tmp_path / "out", site)
     complete(second, data, tmp_path / "out", undisturbed)
+
+
+def test_cancel_in_prefect_and_run_again(
+    data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str], prefect_url: str
+) -> None:
+    first = run(data, tmp_path / "out", site)
+    at_work(first, tmp_path / "out")
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
+    (found,) = httpx.post(f"{prefect_url}/flow_runs/filter", json=running).raise_for_status().json()
+    mine = found["id"]
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{prefect_url}/flow_runs/{mine}/set_state", json=state).raise_for_status()
+    assert "cancelled in Prefect; the same command goes on" in finished(first, 4)
+    assert not jobs()
+    assert httpx.get(f"{prefect_url}/flow_runs/{mine}").json()["state"]["type"] in ("CANCELLED", "FAILED")
+    complete(run(data, tmp_path / "out", site), data, tmp_path / "out", undisturbed)
+
+
+def test_prefect_is_away(
+    data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own server, which hangs for a while."""
+    monkeypatch.delenv("PREFECT_API_URL")
+    process = run(data, tmp_path / "out", site)
+    at_work(process, tmp_path / "out")
+    (server,) = (
+        child for child in psutil.Process(process.pid).children() if "prefect server start" in " ".join(child.cmdline())
+    )
+    server.suspend()
+    time.sleep(20)
+    server.resume()
+    complete(process, data, tmp_path / "out", undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from tasks.core.errors import SettingsError, ShoalError
 from tests.fakes import engine_and_process, open_fake, wait_for_gate, worker_environment
 from tests.slurm import SITE, jobs, slurm, wait_for
 
+ROOT = Path(__file__).parents[2]
 RESOURCES = PoolResources(
     threads=7,
     memory_per_thread_gb=1.5,
@@ -250,3 +252,15 @@ def test_orphans_are_found_by_name(slurm_here: None) -> None:
     wait_for(lambda: list(jobs().values()) == ["shoal-other"])
     assert cancel_orphans("shoal-other") == 1
     wait_for(lambda: not jobs())
+
+
+def test_ctrl_c_stays_what_it_was() -> None:
+    """dask-jobqueue makes it a silent end with status 0."""
+    code = "import signal, infra.slurm; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_workers_import_the_flow_without_dask_jobqueue() -> None:
+    """They may do so in any thread, where its import fails."""
+    code = "import sys, flows.basecall; assert 'dask_jobqueue' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
