@@ -5,14 +5,13 @@ Exit status: 0 complete; 2 wrong settings; 3 complete, but some input was skippe
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -31,6 +30,7 @@ from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
 from tasks.engines.registry import samples_per_second, slots_of
+from tasks.formats.lock import alone
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.resort import Choice, choose, read_choice
@@ -368,7 +368,7 @@ def _run(settings: RunSettings, display: Display) -> int:
         from flows.basecall import basecall_flow
 
         with display.progress(Watch(workspace)):
-            merged = basecall_flow(settings)
+            merged = basecall_flow(**dict(settings))
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
 
@@ -440,21 +440,9 @@ def _existing(folder: Path) -> Workspace:
     return workspace
 
 
-@contextmanager
-def _alone(workspace: Workspace) -> Iterator[None]:
-    """Hold the run folder: two flows on one folder would do everything twice."""
-    with workspace.lock.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise SettingsError(
-                f"another shoal works on {workspace.out} ({lock.read().strip()}); wait for it, or choose another folder"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        lock.flush()
-        yield
+def _alone(workspace: Workspace) -> AbstractContextManager[None]:
+    """Hold the run folder."""
+    return alone(workspace.lock, what=workspace.out)
 
 
 @contextmanager

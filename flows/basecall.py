@@ -8,12 +8,14 @@ from prefect import flow, get_client, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from flows.parameters import spread
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, task_runner
 from infra.site import load_site
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.engines.registry import open_engine, slots_of
+from tasks.formats.lock import alone
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
@@ -26,10 +28,16 @@ def basecall(settings: RunSettings) -> MergedRun:
 
     Safe to repeat: what is committed is not called again.
     """
+    workspace = Workspace(settings.out)
+    with alone(workspace.lock, what=workspace.out):
+        return _basecall(settings)
+
+
+def _basecall(settings: RunSettings) -> MergedRun:
     plan = launch_flow(settings)
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
+        client.update_flow_run(flow_run.id, name=run_title(plan), tags=sorted({*flow_run.tags, *labels}))
     engine = partial(open_engine, settings.engine)
     with (
         tags(*labels),
@@ -68,4 +76,4 @@ def merge_stage(settings: RunSettings) -> MergedRun:
 launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)
 split_flow = flow(name="split", flow_run_name="split · {settings.out.name}", validate_parameters=False)(split_stage)
 merge_flow = flow(name="merge", flow_run_name="merge · {settings.out.name}", validate_parameters=False)(merge_stage)
-basecall_flow = flow(name="basecall", flow_run_name="{settings.out.name}")(basecall)
+basecall_flow = flow(name="basecall", flow_run_name="{out.name}")(spread(basecall, RunSettings))

@@ -133,9 +133,7 @@ def out_folder(run: PurePath, root: PurePath, out: PurePath) -> PurePath:
     return out / (run.relative_to(root) if run != root else run.name)
 
 
-def decide(
-    run: ArrivedRun, called: Called, *, stop: StopRules, live: bool, idle_after: float, now: float
-) -> Decision:
+def decide(run: ArrivedRun, called: Called, *, stop: StopRules, live: bool, idle_after: float, now: float) -> Decision:
     """Say what to do about a run: call what is new (live), or all of it once it is closed; or wait.
 
     What can't be used goes along with the last call: its place is in the ledger.
