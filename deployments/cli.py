@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from infra.site import load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
+from tasks.core.watching import parse_duration
 from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.lock import alone
 from tasks.formats.planfile import read_plan
@@ -42,6 +44,8 @@ from tasks.merge import merged_before
 from tasks.progress import Watch
 from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings
 from tasks.verify import verify as verify_results
+from tasks.watch import STATE as WATCH_STATE
+from tasks.watch_settings import WatchSettings, resolve_watch
 
 app = App(
     name="shoal",
@@ -295,6 +299,68 @@ def doctor(*, site: str = "local", engine: str = "cpu", json: Json = False) -> i
     return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE
 
 
+@app.command
+def watch(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    once: Annotated[bool, Parameter(negative="", help="Look once, and end.")] = False,
+    live: Annotated[bool | None, _from(WatchSettings, "live")] = None,
+    settled_for: Annotated[str | None, Parameter(help="Size and time of a file must not have changed for.")] = None,
+    idle_after: Annotated[str | None, Parameter(help="A run is over when nothing came for.")] = None,
+    site: Annotated[str | None, _from(WatchSettings, "site")] = None,
+    engine: Annotated[str | None, _from(EngineSettings, "kind")] = None,
+    model: Annotated[str | None, _from(EngineSettings, "model")] = None,
+    batch_samples: Annotated[int | None, _from(WatchSettings, "batch_samples")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    json: Json = False,
+) -> int:
+    """Watch folders that sequencers write into, and call what is new; goes on until it is stopped.
+
+    Parameters
+    ----------
+    folders
+        Folders to look in: MinKNOW's tree, or any folder of POD5 files.
+    """
+    display = Display(json=json)
+    given = {
+        "folders": folders or None,
+        "out": out,
+        "live": live,
+        "settled_for": parse_duration(settled_for) if settled_for else None,
+        "idle_after": parse_duration(idle_after) if idle_after else None,
+        "site": site,
+        "batch_samples": batch_samples,
+    }
+    engine_given = {"kind": engine, "model": model}
+    resolved = resolve_watch(
+        file=settings,
+        command_line={
+            **{key: value for key, value in given.items() if value is not None},
+            "engine": {key: value for key, value in engine_given.items() if value is not None},
+        },
+    )
+    load_site(resolved.site)
+    interval = parse_duration(every)
+    state = resolved.out / WATCH_STATE
+    state.mkdir(parents=True, exist_ok=True)
+    pause = threading.Event()
+    with (
+        alone(state / "watch.lock", what=resolved.out),
+        _stoppable(),
+        prefect_api(log_folder=state, announce=display.say),
+    ):
+        from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
+
+        while True:
+            began = time.monotonic()
+            watched = watch_flow(**dict(resolved))
+            display.watched(watched.look, watched.failed)
+            if once:
+                return Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
+            pause.wait(max(0.0, interval - (time.monotonic() - began)))
+
+
 @app.command(name="replay")
 def replay_(
     *sources: Path,
@@ -305,6 +371,9 @@ def replay_(
     mean_samples: int = 20_000,
     pace: float = 0.0,
     seed: int = 1,
+    live: bool = False,
+    flow_cell: str = "FAX00001",
+    sample: str = "replay",
 ) -> int:
     """Play real signal as a new run: POD5 files as a sequencer would write them.
 
@@ -326,13 +395,25 @@ def replay_(
         Seconds from one file to the next; 0: as fast as it goes.
     seed
         The same seed and arguments give the same run.
+    live
+        Write as MinKNOW does: in its tree of folders, and with a final_summary at the end.
+    flow_cell
+        Id of the flow cell.
+    sample
+        Id of the sample.
     """
     display = Display(json=False)
     settings = ReplaySettings(
-        reads=reads, reads_per_file=reads_per_file, channels=channels, mean_samples=mean_samples, seed=seed
+        reads=reads,
+        reads_per_file=reads_per_file,
+        channels=channels,
+        mean_samples=mean_samples,
+        seed=seed,
+        flow_cell_id=flow_cell,
+        sample_id=sample,
     )
     pause = threading.Event()
-    for path in replay(list(sources) or [bundled_source()], out, settings):
+    for path in replay(list(sources) or [bundled_source()], out, settings, minknow=live):
         display.say(f"wrote {path}")
         pause.wait(pace)
     return Exit.COMPLETE

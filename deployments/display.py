@@ -21,6 +21,7 @@ from tasks.core.result import MergedRun
 from tasks.metrics import STAGES
 from tasks.progress import RunProgress, Watch
 from tasks.verify import VerifyReport
+from tasks.watch import Look
 
 #: Seconds between looks at the run folder; plain output gets a line each `PLAIN_EVERY` looks at most.
 LOOK_EVERY = 0.5
@@ -29,6 +30,9 @@ PLAIN_EVERY = 10
 LISTED = 20
 #: What people see for a figure's name, where that is not the name itself.
 _LABELS = {"estimated_seconds": "estimated time", "estimated_bytes": "estimated disk"}
+
+#: What a look did about a run, for people.
+_WATCHED = {"call": "called", "wait": "waiting", "close": "closed"}
 
 
 class Display:
@@ -173,6 +177,22 @@ class Display:
                     cells = (f"{figures['wall']:.2f}", f"{figures['cpu']:.2f}", f"{figures['reads']:,}")
                     table.add_row(stage.replace("_", " "), *cells, f"{figures['bytes'] / 1e6:,.1f}")
             self._out.print(table)
+
+    def watched(self, look: Look, failed: Sequence[str]) -> None:
+        """Show what a look saw: the runs that are not over, and what is the matter."""
+        if self._json:
+            self._dump({**asdict(look), "failed": list(failed)})
+            return
+        open_runs = [run for run in look.runs if run.action != "closed"]
+        for run in open_runs[:LISTED]:
+            state = "failed, tried again" if run.out in failed else _WATCHED.get(run.action, run.action)
+            self.say(f"{state}: {run.folder} ({run.why}; {run.files:,} files, {run.growing} being written)")
+        if len(open_runs) > LISTED:
+            self.say(f"… and {len(open_runs) - LISTED} more")
+        for path, problem in look.problems[:LISTED]:
+            self.say(f"not usable: {path}: {problem}")
+        if not open_runs:
+            self.say(f"{len(look.runs)} runs, all closed")
 
     def verified(self, report: VerifyReport) -> None:
         if self._json:

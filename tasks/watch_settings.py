@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.core.watching import StopRules, matches
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, read_toml
 
 
 class RunMatch(BaseModel):
@@ -127,6 +127,19 @@ class WatchSettings(BaseModel):
             },
         )
         return settings
+
+
+def resolve_watch(*, file: Path | None, command_line: Mapping[str, Any]) -> WatchSettings:
+    """Merge settings, defaults < file < command line, and check them.
+
+    Raises:
+        SettingsError: names the key's path, the value and what is allowed.
+    """
+    merged: dict[str, Any] = read_toml(file) if file else {}
+    for key, value in command_line.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, Mapping) else value
+    settings: WatchSettings = checked(WatchSettings, merged)
+    return settings
 
 
 def _known(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
