@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tasks.formats.pod5 import find_pod5
@@ -13,6 +14,7 @@ from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
 from tasks.settings import RunSettings, checked
+from tasks.verify import verify
 from tasks.watch import STATE, Look, covered, look, note_failure
 from tasks.watch_settings import WatchSettings
 from tests.making import write_pod5
@@ -177,3 +179,40 @@ def test_the_output_may_lie_in_the_watched_folder(tmp_path: Path) -> None:
     site.call(run.call.settings)
     assert [seen.action for seen in site.look(NOW + 30).runs] == ["wait"]
     assert Workspace(Path(run.out)).merged.exists()
+
+
+def test_a_day_of_two_sequencers_ends_with_each_read_called_once(site: Site) -> None:
+    """24 hours, a look every 5 minutes; the watch loses its index at noon, and one sequencer starts a second run."""
+    hour = 3600.0
+    runs = {
+        "PA/run1": [NOW + minutes * 60 for minutes in range(20, 12 * 60, 60)],
+        "PB/run1": [NOW + minutes * 60 for minutes in range(35, 20 * 60, 90)],
+        "PA/run2": [NOW + 13 * hour + minutes * 60 for minutes in range(0, 9 * 60, 60)],
+    }
+    arrivals = sorted((at, name, number) for name, times in runs.items() for number, at in enumerate(times))
+    seeds = {name: seed for seed, name in enumerate(runs, 1)}
+    calls = opened = 0
+    for tick in range(24 * 12 + 1):
+        now = NOW + tick * 300
+        while arrivals and arrivals[0][0] <= now:
+            at, name, number = arrivals.pop(0)
+            site.write(f"{name}/pod5/{number}.pod5", at=at, first=3 * number, seed=seeds[name], flow_cell_id=name[:2])
+            if number == len(runs[name]) - 1 and name != "PB/run1":  # which ends without a final_summary
+                (site.data / name / "final_summary.txt").touch()
+        if tick == 144:
+            (site.out / STATE / "arrivals.sqlite").unlink()
+        seen = site.look(now)
+        opened += seen.opened
+        for run in seen.calls:
+            assert run.call
+            site.call(run.call.settings)
+            calls += 1
+    assert {run.action for run in site.look(NOW + 25 * hour).runs} == {"closed"}
+    files = sum(map(len, runs.values()))
+    assert calls <= files + 3
+    assert opened <= 2 * files
+    for name, times in runs.items():
+        ledger = pl.read_parquet(site.out / name / "ledger.parquet")
+        assert ledger["read_id"].n_unique() == ledger.height == 3 * len(times)
+        assert set(ledger["fate"]) == {"called"}
+        assert not verify(Workspace(site.out / name)).faults
