@@ -361,6 +361,110 @@ def watch(
             pause.wait(max(0.0, interval - (time.monotonic() - began)))
 
 
+@app.command
+def deploy(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    cron: Annotated[str | None, Parameter(help="Times of looks, as cron has them; instead of --every.")] = None,
+    site: Annotated[str | None, _from(RunSettings, "site")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    notify: Annotated[
+        str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
+    ] = None,
+) -> int:
+    """Put the deployments on the Prefect server that PREFECT_API_URL names; again, to change them.
+
+    Parameters
+    ----------
+    folders
+        Folders to watch; none: the watch's schedule stays off.
+    """
+    display = Display(json=False)
+    from deployments.install import install
+
+    names = install(**_schedule(folders, out, every=every, cron=cron, site=site, file=settings))
+    from deployments.automations import install_automations
+
+    for name in (*names, *install_automations(notify)):
+        display.say(name)
+    display.say("a worker runs them, on the machine that is to call: prefect worker start --pool shoal")
+    return Exit.COMPLETE
+
+
+@app.command
+def serve(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    cron: Annotated[str | None, Parameter(help="Times of looks, as cron has them; instead of --every.")] = None,
+    site: Annotated[str | None, _from(RunSettings, "site")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    notify: Annotated[
+        str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
+    ] = None,
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port of API and UI.")] = 4200,
+    home: Annotated[Path, Parameter(help="Folder for database, password and logs.")] = Path("~/.shoal"),
+    database: Annotated[
+        str | None,
+        Parameter(help="postgresql://user:password@host/name; none: SQLite.", env_var="SHOAL_DATABASE"),
+    ] = None,
+    auth: Annotated[bool, Parameter(help="Ask for a password.")] = True,
+) -> int:
+    """Run all that a workstation needs until it is stopped: Prefect server with UI, worker, deployments, watch.
+
+    Parameters
+    ----------
+    folders
+        Folders to watch; none: the watch's schedule stays off.
+    """
+    from deployments.serve import Home, environment, password
+    from deployments.serve import serve as serve_
+
+    display = Display(json=False)
+    place = Home(folder=home.expanduser().absolute())
+    place.create()
+    schedule = _schedule(folders, out, every=every, cron=cron, site=site, file=settings)
+    word = password(place.auth) if auth else None
+    values = environment(place, host=host, port=port, database=database, auth=word)
+
+    def prepare() -> None:
+        from deployments.automations import crash_left_over, install_automations
+        from deployments.install import install
+
+        left = crash_left_over()
+        if left:
+            display.say(f"{left} flow runs were cut off when this was last stopped; the next look goes on with them")
+        for name in (*install(**schedule), *install_automations(notify)):
+            display.say(f"deployed: {name}")
+        display.say(f"ready: {values['PREFECT_API_URL'].removesuffix('/api')}")
+
+    with alone(place.lock, what=place.folder), _stoppable_event() as stop:
+        os.environ.update(values)
+        display.say(f"starting; logs in {place.logs}")
+        if word:
+            display.say(f"user and password: {place.auth}")
+        serve_(place, values, prepare=prepare, announce=display.say, stop=stop)
+    display.say("stopped")
+    return Exit.COMPLETE
+
+
+def _schedule(
+    folders: tuple[Path, ...], out: Path | None, *, every: str, cron: str | None, site: str | None, file: Path | None
+) -> dict[str, Any]:
+    """Check what `deploy` and `serve` are given, and return it as `install` takes it."""
+    watch_: dict[str, Any] | None = None
+    if folders or out or file:
+        given = {"folders": folders or None, "out": out, "site": site}
+        resolved = resolve_watch(
+            file=file, command_line={key: value for key, value in given.items() if value is not None}
+        )
+        load_site(resolved.site)
+        watch_ = resolved.model_dump(mode="json")
+    return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site}
+
+
 @app.command(name="replay")
 def replay_(
     *sources: Path,
@@ -524,6 +628,18 @@ def _existing(folder: Path) -> Workspace:
 def _alone(workspace: Workspace) -> AbstractContextManager[None]:
     """Hold the run folder."""
     return alone(workspace.lock, what=workspace.out)
+
+
+@contextmanager
+def _stoppable_event() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

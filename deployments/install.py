@@ -67,7 +67,7 @@ def install(
         ShoalError: Prefect refuses; its words are in the message.
     """
     if "PREFECT_API_URL" not in os.environ:
-        raise SettingsError("PREFECT_API_URL names no Prefect server; `shoal serve` starts one, with all that it needs")
+        raise SettingsError("PREFECT_API_URL names no Prefect server; name yours, or let `shoal serve` start one")
     project = filled_in(yaml.safe_load(FILE.read_text("utf-8")), watch=watch, every=every, cron=cron, site=site)
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     with TemporaryDirectory() as folder:

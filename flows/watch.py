@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -13,7 +14,8 @@ from prefect.deployments import run_deployment
 
 from flows.basecall import basecall_flow
 from flows.parameters import spread
-from tasks.formats.lock import alone
+from tasks.formats.lock import alone, held
+from tasks.formats.workspace import Workspace
 from tasks.watch import STATE, Call, Look, RunSeen, covered, look, note_failure
 from tasks.watch_settings import WatchSettings
 
@@ -48,7 +50,7 @@ def watch(settings: WatchSettings) -> Watched:
         started: list[str] = []
         failed: list[str] = []
         for run in seen.calls:
-            if run.out in under_way or run.call is None:
+            if run.call is None or run.out in under_way or held(Workspace(Path(run.out)).lock):
                 continue
             log.info("calling %s (%s) into %s", run.folder, run.why, run.out)
             good = ask(settings.deployment, run.call) if settings.deployment else call_here(run.call)

@@ -46,3 +46,18 @@ def alone(file: Path, *, what: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file)
+
+
+def held(file: Path) -> bool:
+    """Tell whether a process holds a lock file, this one or another."""
+    file = file.absolute()
+    if file in _held:
+        return True
+    try:
+        with file.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
