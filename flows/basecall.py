@@ -14,7 +14,7 @@ from infra.cluster import open_cluster, task_runner
 from infra.site import load_site
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.registry import open_engine, slots_of
+from tasks.engines.registry import open_engine, samples_per_second, slots_of
 from tasks.formats.lock import alone
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch
@@ -57,7 +57,9 @@ def _basecall(settings: RunSettings) -> MergedRun:
 def launch_stage(settings: RunSettings) -> Plan:
     """Scan the input and write the plan."""
     launched = launch(settings)
-    create_markdown_artifact(plan_markdown(launched.plan), key="plan", description="What is in the input")
+    rate = samples_per_second(settings.engine) * load_site(settings.site).slots_in_all(slots_of(settings.engine))
+    text = plan_markdown(launched.plan, samples_per_second=rate)
+    create_markdown_artifact(text, key="plan", description="What is in the input")
     return launched.plan
 
 

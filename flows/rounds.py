@@ -7,17 +7,20 @@ which Prefect's retries never see. So the retry policy is here, and the folder o
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import distributed
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import as_completed
 from prefect.runtime import task_run
 
-from infra.workers import heartbeat, worker_engine
+from flows.pace import Pace, progress_words
+from infra.workers import heartbeat, read_heartbeats, worker_engine
 from tasks.core.batches import Bundle
 from tasks.core.errors import EngineError
 from tasks.engines.registry import min_qscore_of
@@ -25,7 +28,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
 from tasks.formats.workspace import Workspace
 from tasks.launch import bundles_left
-from tasks.progress import Watch
+from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
 from tasks.split import BundleReport, basecall_bundle
 
@@ -33,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the committed batches, for the progress artifact.
 PROGRESS_INTERVAL = 5.0
+#: Seconds between versions of the table of workers: each is a row in Prefect's database.
+TABLE_INTERVAL = 60.0
+#: Seconds before the first one.
+FIRST_TABLE = 10.0
 
 
 def call_bundle(
@@ -141,17 +148,33 @@ def _run(
 
 
 class _Progress:
-    """The run's one progress artifact, brought up to date every few seconds at most."""
+    """The run's progress artifact and its table of workers, brought up to date every few seconds at most."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._watch = Watch(workspace)
+        self._began = time.monotonic()
+        self._first: RunProgress | None = None
         self._artifact = create_progress_artifact(0.0, key="progress", description="Samples called and committed")
         self._shown = 0.0
+        self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
+        self._pace = Pace()
 
     def show(self) -> None:
-        """Bring the artifact up to date."""
+        """Bring both up to date."""
         progress = self._watch.look()
-        percent = 100.0 * progress.samples_done / max(progress.samples, 1) if progress else 0.0
+        if progress is None:
+            return
+        now = time.monotonic()
+        self._first = self._first or replace(progress)
+        percent = 100.0 * progress.samples_done / max(progress.samples, 1)
         if percent > self._shown:
-            update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
+            words = progress_words(progress, since=self._first, seconds=now - self._began)
+            update_progress_artifact(self._artifact, percent, description=words)  # type: ignore[arg-type]
             self._shown = percent
+        if now - self._tabled >= TABLE_INTERVAL:
+            self._tabled = now
+            beats = list(read_heartbeats(self._workspace.heartbeats))
+            rows = self._pace.rows(beats, now=time.time())
+            if rows:
+                create_table_artifact(rows, key="workers", description=f"{len(rows)} slots at work")
