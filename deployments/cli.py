@@ -203,20 +203,34 @@ def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -
 
 
 @app.command
-def status(folder: RunFolder, /, *, metrics: bool = False, json: Json = False) -> int:
+def status(
+    folder: RunFolder,
+    /,
+    *,
+    watch: bool = False,
+    metrics: bool = False,
+    json: Json = False,
+) -> int:
     """Say how far a run is, from its folder alone.
 
     Parameters
     ----------
+    watch
+        Go on showing it, with its workers, until it is called and merged; Ctrl-C ends that, not the run.
     metrics
         Show where the time went, stage by stage.
     """
     workspace = _existing(folder)
-    progress = Watch(workspace).look()
+    display = Display(json=json)
+    watching = Watch(workspace)
+    if watch:
+        with _stoppable_event() as stop:
+            display.follow(workspace, watching, stop, done=lambda: merged_before(workspace) is not None)
+    progress = watching.look()
     if progress is None:
         raise SettingsError(f"{folder} holds no plan yet; `shoal run INPUT --out {folder}` makes one")
     merged = merged_before(workspace)
-    Display(json=json).status(progress, merged, metrics=metrics)
+    display.status(progress, merged, metrics=metrics)
     return _verdict(merged) if merged else Exit.INCOMPLETE
 
 
