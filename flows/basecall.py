@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from uuid import UUID
 
 from prefect import flow, get_client, tags
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.runtime import flow_run
 
 from flows.parameters import spread
@@ -38,6 +39,11 @@ def _basecall(settings: RunSettings) -> MergedRun:
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=sorted({*flow_run.tags, *labels}))
+    # People look for artifacts where the run is, not in its stages.
+    create_markdown_artifact(_plan_in_words(plan, settings), key="plan", description="What is in the input")
+    progress: UUID = create_progress_artifact(  # type: ignore[assignment]
+        0.0, key="progress", description="Samples called and committed"
+    )
     engine = partial(open_engine, settings.engine)
     with (
         tags(*labels),
@@ -49,30 +55,31 @@ def _basecall(settings: RunSettings) -> MergedRun:
             log_level=settings.log_level,
         ) as cluster,
     ):
-        split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots)
+        split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots, progress)
     with tags(*labels):
-        return merge_flow(settings)
+        merged = merge_flow(settings)
+    create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
+    return merged
+
+
+def _plan_in_words(plan: Plan, settings: RunSettings) -> str:
+    slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))
+    return plan_markdown(plan, samples_per_second=samples_per_second(settings.engine) * slots)
 
 
 def launch_stage(settings: RunSettings) -> Plan:
     """Scan the input and write the plan."""
-    launched = launch(settings)
-    rate = samples_per_second(settings.engine) * load_site(settings.site).slots_in_all(slots_of(settings.engine))
-    text = plan_markdown(launched.plan, samples_per_second=rate)
-    create_markdown_artifact(text, key="plan", description="What is in the input")
-    return launched.plan
+    return launch(settings).plan
 
 
-def split_stage(settings: RunSettings, slots: int) -> None:
-    """Call what is not committed yet, in rounds."""
-    call_in_rounds(settings, slots)
+def split_stage(settings: RunSettings, slots: int, progress: UUID) -> None:
+    """Call what is not committed yet, in rounds; `progress` is the artifact that shows how far it is."""
+    call_in_rounds(settings, slots, progress)
 
 
 def merge_stage(settings: RunSettings) -> MergedRun:
     """Prove the ledger and write the result."""
-    merged = merge(settings)
-    create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
-    return merged
+    return merge(settings)
 
 
 launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)

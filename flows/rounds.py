@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import distributed
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_table_artifact, update_progress_artifact
 from prefect.futures import as_completed
 from prefect.runtime import task_run
 
@@ -74,11 +75,12 @@ def bundle_name() -> str:
 call_bundle_task = task(name="basecall-bundle", task_run_name=bundle_name)(call_bundle)
 
 
-def call_in_rounds(settings: RunSettings, slots: int) -> None:
+def call_in_rounds(settings: RunSettings, slots: int, artifact: UUID) -> None:
     """Call what is not committed, for as many rounds as the settings give.
 
     Args:
         slots: Bundles that the cluster runs at the same time.
+        artifact: The progress artifact.
 
     Raises:
         EngineError: something is still not called after the last round; names the last cause.
@@ -86,7 +88,7 @@ def call_in_rounds(settings: RunSettings, slots: int) -> None:
     workspace = Workspace(settings.out)
     plan = read_plan(workspace)
     log = get_run_logger()
-    progress = _Progress(workspace)
+    progress = _Progress(workspace, artifact)
     submitted, cause = 0, ""
     for round_ in range(settings.rounds):
         done = committed_ids(workspace)
@@ -150,12 +152,12 @@ def _run(
 class _Progress:
     """The run's progress artifact and its table of workers, brought up to date every few seconds at most."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, artifact: UUID) -> None:
         self._workspace = workspace
         self._watch = Watch(workspace)
         self._began = time.monotonic()
         self._first: RunProgress | None = None
-        self._artifact = create_progress_artifact(0.0, key="progress", description="Samples called and committed")
+        self._artifact = artifact
         self._shown = 0.0
         self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
         self._pace = Pace()
@@ -170,7 +172,7 @@ class _Progress:
         percent = 100.0 * progress.samples_done / max(progress.samples, 1)
         if percent > self._shown:
             words = progress_words(progress, since=self._first, seconds=now - self._began)
-            update_progress_artifact(self._artifact, percent, description=words)  # type: ignore[arg-type]
+            update_progress_artifact(self._artifact, percent, description=words)
             self._shown = percent
         if now - self._tabled >= TABLE_INTERVAL:
             self._tabled = now

@@ -18,6 +18,7 @@ import pytest
 from deployments.serve import Home, database_url, environment, password
 from tasks.core.errors import SettingsError
 from tasks.formats.workspace import Workspace, read_json
+from tests.browser import browser
 from tests.making import write_pod5
 from tests.servers import free_port, postgres, wait_until
 
@@ -96,6 +97,7 @@ def on_postgres(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.mark.deployment
+@pytest.mark.browser
 @pytest.mark.timeout(600)
 def test_a_workstation_from_one_command(on_postgres: Served) -> None:
     served = on_postgres
@@ -107,6 +109,17 @@ def test_a_workstation_from_one_command(on_postgres: Served) -> None:
 
     write_pod5(served.data / "run" / "pod5" / "0.pod5", [20_000] * 5)
     wait_until(lambda: served.reads_called("run") == 5, seconds=150, telling=served.told)
+
+    site = served.url.removesuffix("/api")
+    with browser() as tab:  # the page asks for the password, and finds the API where it came from itself
+        tab.open(f"{site}/runs")
+        tab.wait_for("Login")
+        tab.screenshot("login")
+        tab.value("document.querySelector('input').focus()")
+        tab.type(served.home.auth.read_text().strip())
+        tab.press("Login")
+        tab.wait_for("FAX12345 sample")
+        tab.screenshot("served-runs")
 
     (server,) = served.children("server start")
     server.kill()
