@@ -54,6 +54,10 @@ app = App(
 )
 
 
+#: Who calls what the watch of `deploy` and `serve` finds, unless its settings say so.
+CALLER = "basecall/local"
+
+
 class Exit(IntEnum):
     """What the exit status tells."""
 
@@ -155,8 +159,16 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
 
 
+MetricsPort = Annotated[int | None, Parameter(help="Port on loopback for Prometheus to read figures from; none: none.")]
+
+
 @app.command
-def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002
+def run(
+    *input: Path,  # noqa: A002
+    options: RunOptions = RunOptions(),
+    metrics_port: MetricsPort = None,
+    json: Json = False,
+) -> int:
     """Call every read of the input once; the same command again goes on where an earlier one stopped.
 
     Parameters
@@ -164,7 +176,7 @@ def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) ->
     input
         Folders (searched for *.pod5, recursively) and POD5 files.
     """
-    return _run(options.resolve(input), Display(json=json))
+    return _run(options.resolve(input), Display(json=json), metrics_port=metrics_port)
 
 
 @app.command
@@ -425,6 +437,7 @@ def serve(
         Parameter(help="postgresql://user:password@host/name; none: SQLite.", env_var="SHOAL_DATABASE"),
     ] = None,
     auth: Annotated[bool, Parameter(help="Ask for a password.")] = True,
+    metrics_port: MetricsPort = None,
 ) -> int:
     """Run all that a workstation needs until it is stopped: Prefect server with UI, worker, deployments, watch.
 
@@ -454,7 +467,11 @@ def serve(
             display.say(f"deployed: {name}")
         display.say(f"ready: {values['PREFECT_API_URL'].removesuffix('/api')}")
 
-    with alone(place.lock, what=place.folder), _stoppable_event() as stop:
+    with (
+        alone(place.lock, what=place.folder),
+        _stoppable_event() as stop,
+        _metrics(metrics_port, watch_out=Path(schedule["watch"]["out"]) if schedule["watch"] else None),
+    ):
         os.environ.update(values)
         display.say(f"starting; logs in {place.logs}")
         if word:
@@ -476,6 +493,7 @@ def _schedule(
         )
         load_site(resolved.site)
         watch_ = resolved.model_dump(mode="json")
+        watch_["deployment"] = resolved.deployment or CALLER  # looks stay short, and calls are runs of their own
     return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site}
 
 
@@ -555,14 +573,19 @@ def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
     return _run(resolve_settings(file=None, environment={}, command_line=values), display)
 
 
-def _run(settings: RunSettings, display: Display) -> int:
+def _run(settings: RunSettings, display: Display, *, metrics_port: int | None = None) -> int:
     workspace = Workspace(settings.out)
     if merged := _done(settings, display):
         display.say(f"{settings.out} is complete already; nothing was done")
         display.result(merged, _flawed(workspace))
         return _verdict(merged)
     workspace.create()
-    with _alone(workspace), _stoppable(), prefect_api(log_folder=workspace.logs, announce=display.say):
+    with (
+        _alone(workspace),
+        _stoppable(),
+        _metrics(metrics_port, run_out=workspace.out),
+        prefect_api(log_folder=workspace.logs, announce=display.say),
+    ):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
         from flows.basecall import basecall_flow
 
@@ -570,6 +593,23 @@ def _run(settings: RunSettings, display: Display) -> int:
             merged = basecall_flow(**dict(settings))
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
+
+
+@contextmanager
+def _metrics(port: int | None, *, run_out: Path | None = None, watch_out: Path | None = None) -> Iterator[None]:
+    """Serve the figures of a run, or of a watch and its open runs."""
+    if port is None:
+        yield
+        return
+    from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs  # brings in Dask
+
+    collectors: list[Any] = []
+    if run_out:
+        collectors.append(RunCollector(lambda: [run_out]))
+    if watch_out:
+        collectors += [RunCollector(lambda: open_runs(watch_out)), WatchCollector(watch_out)]
+    with endpoint(port, *collectors):
+        yield
 
 
 def _stored(workspace: Workspace, output: Mapping[str, Any] | None = None) -> RunSettings:

@@ -75,6 +75,7 @@ def ask(deployment: str, call: Call) -> bool:
         idempotency_key=call.key,
         timeout=0,
         as_subflow=False,
+        flow_run_name=call.settings.out.name,
         tags=["watch"],
     )
     return asked.state is None or not (asked.state.is_failed() or asked.state.is_crashed())

@@ -31,7 +31,7 @@ from tasks.core.watching import (
 from tasks.formats.arrivals import Arrivals, SeenFolder
 from tasks.formats.planfile import has_plan, read_plan
 from tasks.formats.pod5 import Pod5Index, scan_pod5
-from tasks.formats.workspace import Workspace, write_text
+from tasks.formats.workspace import Workspace, write_json, write_text
 from tasks.merge import merged_before
 from tasks.settings import RunSettings
 from tasks.watch_settings import WatchSettings
@@ -116,6 +116,8 @@ def look(settings: WatchSettings, *, now: float) -> Look:
                 if seen.action == "refused":
                     walk.problems[folder] = seen.why
                 runs.append(seen)
+        told = [{"folder": run.folder, "out": run.out, "action": run.action, "why": run.why} for run in runs]
+        write_json(settings.out / STATE / "look.json", {"time": now, "problems": len(walk.problems), "runs": told})
         return Look(
             runs=tuple(sorted(runs, key=lambda run: run.folder)),
             problems=tuple(sorted(walk.problems.items())),
