@@ -18,12 +18,11 @@ from tests.test_watch import NOW, Site
 def asked(port: int) -> dict[tuple[str, ...], float]:
     """Ask the endpoint: {(name, values of its labels …): value}."""
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-    families = text_string_to_metric_families(text)
-    return {
-        (one.name, *(Path(text).name for _, text in sorted(one.labels.items()))): one.value
-        for family in families
-        for one in family.samples
-    }
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            found[(one.name, *(Path(value).name for _, value in sorted(one.labels.items())))] = one.value
+    return found
 
 
 def test_a_run(tmp_path: Path) -> None:
