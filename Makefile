@@ -10,8 +10,11 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Shoal needs Python 3.10 or newer; give one: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ont,dev]'
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[accuracy]' 2>/dev/null || echo "mappy can't be built here (it needs a C compiler and zlib's headers): its test will be skipped"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ont,models,dev]'
+	for extra in accuracy scrappie; do \
+	  PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extra]" 2>/dev/null || \
+	  echo "the extra $$extra can't be built here (README, 'Extras'): its tests will be skipped"; \
+	done
 	$(BIN)/python -m compileall -q .venv/lib || true
 	touch $@
 

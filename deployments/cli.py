@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -24,15 +24,16 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
 
 from deployments.display import Display
+from infra.lock import alone
 from infra.prefect_server import prefect_api
-from infra.preflight import examine
-from infra.site import load_site
+from infra.preflight import examine, refuse_site
+from infra.site import address_of, load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
 from tasks.core.watching import parse_duration
+from tasks.engines.catalogue import list_models
 from tasks.engines.registry import samples_per_second, slots_of
-from tasks.formats.lock import alone
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.resort import Choice, choose, read_choice
@@ -104,7 +105,21 @@ class RunOptions:
     engine: Annotated[str | None, _from(EngineSettings, "kind")] = None
     model: Annotated[str | None, _from(EngineSettings, "model")] = None
     threads: Annotated[int | None, _from(EngineSettings, "threads")] = None
+    chemistry: Annotated[str | None, _from(EngineSettings, "chemistry")] = None
+    int8: Annotated[bool | None, _from(EngineSettings, "int8")] = None
     rate: Annotated[float | None, _from(EngineSettings, "rate")] = None
+    in_flight_samples: Annotated[int | None, _from(EngineSettings, "in_flight_samples")] = None
+    modified_bases: Annotated[str | None, _from(EngineSettings, "modified_bases")] = None
+    moves: Annotated[bool | None, _from(EngineSettings, "moves")] = None
+    trim: Annotated[str | None, _from(EngineSettings, "trim")] = None
+    barcode_kits: Annotated[str | None, _from(EngineSettings, "barcode_kits")] = None
+    barcodes: Annotated[str | None, _from(EngineSettings, "barcodes")] = None
+    barcode_both_ends: Annotated[bool | None, _from(EngineSettings, "barcode_both_ends")] = None
+    barcode_trim: Annotated[bool | None, _from(EngineSettings, "barcode_trim")] = None
+    poly_a: Annotated[bool | None, _from(EngineSettings, "poly_a")] = None
+    poly_a_config: Annotated[Path | None, _from(EngineSettings, "poly_a_config")] = None
+    bed: Annotated[Path | None, _from(EngineSettings, "bed")] = None
+    duplex: Annotated[bool | None, _from(EngineSettings, "duplex")] = None
     min_qscore: Annotated[float | None, _from(OutputSettings, "min_qscore")] = None
     headers: Annotated[str | None, _from(OutputSettings, "headers")] = None
     summary: Annotated[str | None, _from(OutputSettings, "summary")] = None
@@ -128,9 +143,9 @@ class RunOptions:
             out: Output folder where nothing names one.
         """
 
-        def given(*fields: str, **renamed: str) -> dict[str, Any]:
-            names = {**{field: field for field in fields}, **renamed}
-            return {key: getattr(self, name) for key, name in names.items() if getattr(self, name) is not None}
+        def given(model: type[Any], *, but: tuple[str, ...] = (), **renamed: str) -> dict[str, Any]:
+            options = {field: renamed.get(field, field) for field in model.model_fields if field not in but}
+            return {field: getattr(self, name) for field, name in options.items() if getattr(self, name) is not None}
 
         return resolve_settings(
             defaults={"out": out} if out else {},
@@ -138,19 +153,9 @@ class RunOptions:
             environment=os.environ,
             command_line={
                 **({"input": inputs} if inputs else {}),
-                **given("out", "site", "batch_samples", "bundle_samples", "rounds", "strict", "log_level"),
-                "engine": given("model", "threads", "rate", kind="engine"),
-                "output": given(
-                    "min_qscore",
-                    "headers",
-                    "summary",
-                    "files",
-                    "formats",
-                    "reference",
-                    "sample_sheet",
-                    "barcoding_summary",
-                    "rna_as_dna",
-                ),
+                **given(RunSettings, but=("input", "engine", "output")),
+                "engine": given(EngineSettings, kind="engine"),
+                "output": given(OutputSettings),
             },
         )
 
@@ -317,12 +322,31 @@ def verify(folder: RunFolder, /, *, json: Json = False) -> int:
 
 
 @app.command
-def doctor(*, site: str = "local", engine: str = "cpu", json: Json = False) -> int:
+def doctor(
+    *,
+    site: str = "local",
+    engine: str = "cpu",
+    model: Annotated[str | None, _from(EngineSettings, "model")] = None,
+    json: Json = False,
+) -> int:
     """Look at this installation, the site and the engine, and say what would keep a run from working."""
-    settings: EngineSettings = checked(EngineSettings, {"kind": engine})
+    settings: EngineSettings = checked(EngineSettings, {"kind": engine, "model": model})
     findings = examine(load_site(site), settings)
     Display(json=json).findings(findings)
     return Exit.WRONG_SETTINGS if any(finding.fatal for finding in findings) else Exit.COMPLETE
+
+
+@app.command
+def models(*folders: Path, json: Json = False) -> int:
+    """List the embedded engine's models: chemistry, size, digest, and what may be expected of their calls.
+
+    Parameters
+    ----------
+    folders
+        Folders to look for model directories in, besides the bundled models.
+    """
+    Display(json=json).models(list_models(folders))
+    return Exit.COMPLETE
 
 
 @app.command
@@ -372,9 +396,9 @@ def watch(
     state.mkdir(parents=True, exist_ok=True)
     pause = threading.Event()
     with (
-        alone(state / "watch.lock", what=resolved.out),
+        alone(state / "watch.lock", announce=display.say),
         _stoppable(),
-        prefect_api(log_folder=state, announce=display.say),
+        prefect_api(log_folder=state, announce=display.say, host=address_of(load_site(resolved.site))),
     ):
         from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
 
@@ -468,7 +492,7 @@ def serve(
         display.say(f"ready: {values['PREFECT_API_URL'].removesuffix('/api')}")
 
     with (
-        alone(place.lock, what=place.folder),
+        alone(place.lock, announce=display.say),
         _stoppable_event() as stop,
         _metrics(metrics_port, watch_out=Path(schedule["watch"]["out"]) if schedule["watch"] else None),
     ):
@@ -581,10 +605,10 @@ def _run(settings: RunSettings, display: Display, *, metrics_port: int | None = 
         return _verdict(merged)
     workspace.create()
     with (
-        _alone(workspace),
         _stoppable(),
+        alone(workspace.lock, announce=display.say),
         _metrics(metrics_port, run_out=workspace.out),
-        prefect_api(log_folder=workspace.logs, announce=display.say),
+        prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(load_site(settings.site))),
     ):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
         from flows.basecall import basecall_flow
@@ -631,7 +655,7 @@ def _sort_again(
     """Add to the choice by which a finished run is sorted, and merge it by that."""
     if merged_before(workspace) is None:
         raise SettingsError(f"{workspace.out} is not complete; the same `shoal run` goes on")
-    with _alone(workspace):
+    with alone(workspace.lock, announce=display.say):
         before = read_choice(workspace) or Choice()
         choose(
             workspace,
@@ -644,7 +668,7 @@ def _sort_again(
 
 
 def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) -> int:
-    with _alone(workspace):
+    with alone(workspace.lock, announce=display.say):
         merged = merge_results(settings)
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
@@ -652,7 +676,7 @@ def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) 
 
 def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
-    load_site(settings.site)
+    refuse_site(load_site(settings.site))
     launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
     if settings.strict:
         refuse_flaws(launched.plan)
@@ -677,11 +701,6 @@ def _existing(folder: Path) -> Workspace:
     if not workspace.state.is_dir():
         raise SettingsError(f"{folder} is not a run folder of Shoal's: it has no {workspace.state.name}")
     return workspace
-
-
-def _alone(workspace: Workspace) -> AbstractContextManager[None]:
-    """Hold the run folder."""
-    return alone(workspace.lock, what=workspace.out)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from infra.preflight import Finding
+from tasks.core.errors import SettingsError
 from tasks.core.plan import Plan, PlannedFile
 from tasks.core.result import MergedRun
+from tasks.engines.catalogue import Model
 from tasks.formats.workspace import Workspace
 from tasks.metrics import STAGES
 from tasks.progress import RunProgress, Watch
@@ -258,6 +260,28 @@ class Display:
         for finding in findings:
             mark = "[red]✗[/]" if finding.fatal else "[green]✓[/]" if finding.good else "[yellow]![/]"
             self._out.print(f"{mark} {escape(finding.subject)}: {escape(finding.text)}")
+
+    def models(self, found: Sequence[Model | SettingsError]) -> None:
+        """Show the embedded engine's models, and why some can't be used."""
+        usable = [model for model in found if not isinstance(model, SettingsError)]
+        if self._json:
+            self._dump([{**asdict(model), "bytes": model.bytes} for model in usable])
+        for model in () if self._json else usable:
+            fits = model.fits
+            chemistry = (
+                f"{fits.molecule.upper()} {' or '.join(fits.pores)}, {' or '.join(map(str, fits.speeds))} bases/s"
+            )
+            rates = " or ".join(str(rate // 1000) for rate in fits.sample_rates)
+            rows = (
+                ("chemistry", f"{chemistry}, {rates} kHz"),
+                ("size", f"{model.bytes / 1e6:.1f} MB"),
+                ("sha256", f"{model.digest[:16]}…"),
+                ("quality", model.quality),
+            )
+            self._table(model.name, rows)
+        for error in found:
+            if isinstance(error, SettingsError):
+                self.complain(str(error))
 
     def _table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         table = Table(title=title, title_justify="left", show_header=False)

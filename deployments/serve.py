@@ -57,7 +57,7 @@ class Home:
 
     @property
     def lock(self) -> Path:
-        return self.folder / "lock"
+        return self.logs / "lock"
 
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
-from prefect import flow, get_client, tags
+from prefect import Flow, Task, flow, get_client, get_run_logger, tags, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.runtime import flow_run
 
 from flows.parameters import spread
 from flows.rounds import call_in_rounds
-from infra.cluster import open_cluster, task_runner
+from infra.cluster import Cluster, open_cluster, open_stage, opened_cluster, task_runner
+from infra.engines import engine_opener, launch_warnings
+from infra.lock import alone
 from infra.site import load_site
+from infra.slurm_preflight import cancel_orphans
+from infra.workers import clear_heartbeats
+from tasks.core.errors import ShoalError
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.registry import open_engine, samples_per_second, slots_of
-from tasks.formats.lock import alone
-from tasks.formats.workspace import Workspace
+from tasks.engines.registry import samples_per_second, slots_of
+from tasks.formats.planfile import read_plan
+from tasks.formats.workspace import Workspace, run_id_of
 from tasks.launch import launch
 from tasks.merge import merge
 from tasks.report import plan_markdown, result_markdown, run_tags, run_title
 from tasks.settings import RunSettings
+
+Result = TypeVar("Result")
 
 
 def basecall(settings: RunSettings) -> MergedRun:
@@ -30,12 +38,20 @@ def basecall(settings: RunSettings) -> MergedRun:
     Safe to repeat: what is committed is not called again.
     """
     workspace = Workspace(settings.out)
-    with alone(workspace.lock, what=workspace.out):
-        return _basecall(settings)
+    workspace.create()
+    with alone(workspace.lock, announce=get_run_logger().info):
+        return _basecall(settings, workspace)
 
 
-def _basecall(settings: RunSettings) -> MergedRun:
-    plan = launch_flow(settings)
+def _basecall(settings: RunSettings, workspace: Workspace) -> MergedRun:
+    clear_heartbeats(workspace.heartbeats)
+    site = load_site(settings.site)
+    run_id = run_id_of(workspace)
+    if site.kind == "slurm" and (orphans := cancel_orphans(run_id)):
+        get_run_logger().warning("cancelled %d Slurm jobs that an earlier flow of this run had left", orphans)
+    jobs = partial(open_stage, site, logs=workspace.logs, log_level=settings.log_level, run_id=run_id)
+    with jobs(site.launch) as cluster:
+        plan = _on(launch_flow, cluster)(settings)
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=sorted({*flow_run.tags, *labels}))
@@ -44,20 +60,25 @@ def _basecall(settings: RunSettings) -> MergedRun:
     progress: UUID = create_progress_artifact(  # type: ignore[assignment]
         0.0, key="progress", description="Samples called and committed"
     )
-    engine = partial(open_engine, settings.engine)
+    for warning in launch_warnings(site, settings.engine):
+        get_run_logger().warning(warning)
+    engine = engine_opener(
+        site, settings.engine, reference=settings.output.reference, out=settings.out, logs=workspace.logs
+    )
     with (
         tags(*labels),
         open_cluster(
-            load_site(settings.site),
+            site,
             engine,
             slots=slots_of(settings.engine),
-            logs=Workspace(settings.out).logs,
+            logs=workspace.logs,
             log_level=settings.log_level,
+            run_id=run_id,
         ) as cluster,
     ):
-        split_flow.with_options(task_runner=task_runner(cluster))(settings, cluster.slots, progress)
-    with tags(*labels):
-        merged = merge_flow(settings)
+        _on(split_flow, cluster)(settings, progress)
+    with tags(*labels), jobs(site.merge) as cluster:
+        merged = _on(merge_flow, cluster)(settings)
     create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
     return merged
 
@@ -69,19 +90,53 @@ def _plan_in_words(plan: Plan, settings: RunSettings) -> str:
 
 def launch_stage(settings: RunSettings) -> Plan:
     """Scan the input and write the plan."""
-    return launch(settings).plan
+    _run(write_plan_task, settings)
+    return read_plan(Workspace(settings.out))
 
 
-def split_stage(settings: RunSettings, slots: int, progress: UUID) -> None:
+def write_the_plan(settings: RunSettings) -> None:
+    """Plan the run; the plan stays in its folder, for it may be large."""
+    launch(settings)
+
+
+def split_stage(settings: RunSettings, progress: UUID) -> None:
     """Call what is not committed yet, in rounds; `progress` is the artifact that shows how far it is."""
-    call_in_rounds(settings, slots, progress)
+    site = load_site(settings.site)
+    if site.split.bundle_size is not None:
+        size = max(site.split.bundle_size * settings.batch_samples, 100_000)
+        settings = settings.model_copy(update={"bundle_samples": size})
+    cluster = opened_cluster()
+    if cluster is None:
+        raise ShoalError("split runs in the block of open_cluster")
+    call_in_rounds(settings, cluster, site, progress)
 
 
 def merge_stage(settings: RunSettings) -> MergedRun:
     """Prove the ledger and write the result."""
-    return merge(settings)
+    return _run(merge_task, settings)
 
 
+def _on(stage: Flow[..., Result], cluster: Cluster | None) -> Flow[..., Result]:
+    return stage.with_options(task_runner=task_runner(cluster)) if cluster else stage
+
+
+def _run(work: Task[[RunSettings], Result], settings: RunSettings) -> Result:
+    """Do a stage's work: here, or on the stage's own worker, telling how that comes along."""
+    cluster = opened_cluster()
+    if cluster is None:
+        return work.fn(settings)
+    future = work.submit(settings)
+    while True:
+        for news in cluster.news():
+            get_run_logger().info("%s", news)
+        try:
+            return future.result(timeout=5)
+        except TimeoutError:
+            continue
+
+
+write_plan_task = task(name="write-plan")(write_the_plan)
+merge_task = task(name="write-result")(merge)
 launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)
 split_flow = flow(name="split", flow_run_name="split · {settings.out.name}", validate_parameters=False)(split_stage)
 merge_flow = flow(name="merge", flow_run_name="merge · {settings.out.name}", validate_parameters=False)(merge_stage)

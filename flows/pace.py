@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from infra.workers import Beat
+from tasks.core.liveness import Beat
 from tasks.core.statistics import short
 from tasks.progress import RunProgress
 
@@ -34,7 +34,7 @@ class Pace:
     """The table of workers; rates are between one table and the next."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, int, str], Beat] = {}
+        self._before: dict[tuple[str, int, str, str], Beat] = {}
 
     def rows(self, beats: Sequence[Beat], *, now: float) -> list[dict[str, str | int]]:
         """Return a row for each slot at work, the slowest first.
@@ -44,12 +44,12 @@ class Pace:
         """
         made = []
         for beat in beats:
-            before = self._before.get((beat.worker, beat.process, beat.batch_id))
+            before = self._before.get(_slot(beat))
             passed = beat.time - before.time if before else 0.0
             rate = (beat.samples - before.samples) / passed if before and passed > 0 else 0.0
             silent = max(now - beat.time, 0.0)
             row: dict[str, str | int] = {
-                "host": beat.worker,
+                "host": beat.host or beat.worker,
                 "process": beat.process,
                 "state": "late" if silent > LATE else "calling",
                 "batch": beat.batch_id,
@@ -59,5 +59,9 @@ class Pace:
                 "last heartbeat": f"{silent:.0f} s ago",
             }
             made.append((rate, row))
-        self._before = {(beat.worker, beat.process, beat.batch_id): beat for beat in beats}
+        self._before = {_slot(beat): beat for beat in beats}
         return [row for _, row in sorted(made, key=lambda pair: pair[0])]
+
+
+def _slot(beat: Beat) -> tuple[str, int, str, str]:
+    return beat.worker, beat.process, beat.attempt, beat.batch_id

@@ -7,6 +7,7 @@ which Prefect's retries never see. So the retry policy is here, and the folder o
 from __future__ import annotations
 
 import logging
+import queue
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,10 +18,12 @@ from uuid import UUID
 import distributed
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact, update_progress_artifact
-from prefect.futures import as_completed
 from prefect.runtime import task_run
 
 from flows.pace import Pace, progress_words
+from infra.cluster import Cluster
+from infra.site import Site
+from infra.watchman import Watchman
 from infra.workers import heartbeat, read_heartbeats, worker_engine
 from tasks.core.batches import Bundle
 from tasks.core.errors import EngineError
@@ -35,11 +38,11 @@ from tasks.split import BundleReport, basecall_bundle
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the committed batches, for the progress artifact.
+#: Seconds between looks at the committed batches, for the progress artifact, and at the workers.
 PROGRESS_INTERVAL = 5.0
-#: Seconds between versions of the table of workers: each is a row in Prefect's database.
+LOOK_INTERVAL = 1.0
+#: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
 TABLE_INTERVAL = 60.0
-#: Seconds before the first one.
 FIRST_TABLE = 10.0
 
 
@@ -50,7 +53,7 @@ def call_bundle(
     workspace = Workspace(Path(out))
     plan = read_plan(workspace)
     bundle = Bundle(number=number, batches=read_batches(workspace, batches))
-    beat = heartbeat(workspace.heartbeats)
+    beat = heartbeat(workspace.heartbeats, bundle=number)
     try:
         return basecall_bundle(
             workspace,
@@ -75,11 +78,10 @@ def bundle_name() -> str:
 call_bundle_task = task(name="basecall-bundle", task_run_name=bundle_name)(call_bundle)
 
 
-def call_in_rounds(settings: RunSettings, slots: int, artifact: UUID) -> None:
-    """Call what is not committed, for as many rounds as the settings give.
+def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact: UUID) -> None:
+    """Call what is not committed, for as many rounds as the settings give, and look after the workers meanwhile.
 
     Args:
-        slots: Bundles that the cluster runs at the same time.
         artifact: The progress artifact.
 
     Raises:
@@ -89,6 +91,8 @@ def call_in_rounds(settings: RunSettings, slots: int, artifact: UUID) -> None:
     plan = read_plan(workspace)
     log = get_run_logger()
     progress = _Progress(workspace, artifact)
+    watchman = Watchman(workspace.heartbeats, cluster, site)
+    slots = cluster.slots
     submitted, cause = 0, ""
     for round_ in range(settings.rounds):
         done = committed_ids(workspace)
@@ -97,11 +101,11 @@ def call_in_rounds(settings: RunSettings, slots: int, artifact: UUID) -> None:
             break
         bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
         log.info("round %d: %d batches in %d bundles on %d slots", round_ + 1, len(left), len(bundles), slots)
-        for failure in _run(bundles, settings, window=2 * slots, progress=progress):
+        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman):
             cause = f"{type(failure).__name__}: {failure}"
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
-    progress.show()
+    progress.show(last=True)
     left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
     if left_over:
         raise EngineError(
@@ -111,35 +115,37 @@ def call_in_rounds(settings: RunSettings, slots: int, artifact: UUID) -> None:
 
 
 def _run(
-    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress
+    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress, watchman: Watchman
 ) -> Iterator[BaseException]:
     """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
     waiting = iter(bundles)
-    futures: set[Any] = set()
+    futures: dict[str, Any] = {}
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    log = get_run_logger()
     min_qscore = min_qscore_of(settings)
     while True:
         for bundle in waiting:
-            futures.add(
-                call_bundle_task.submit(
-                    str(settings.out),
-                    bundle.number,
-                    tuple(batch.number for batch in bundle.batches),
-                    bundle.reads,
-                    settings.output,
-                    min_qscore,
-                )
+            future: Any = call_bundle_task.submit(
+                str(settings.out),
+                bundle.number,
+                tuple(batch.number for batch in bundle.batches),
+                bundle.reads,
+                settings.output,
+                min_qscore,
             )
+            futures[future.wrapped_future.key] = future
+            future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))
             if len(futures) >= window:
                 break
         if not futures:
             return
-        try:
-            future = next(as_completed(list(futures), timeout=PROGRESS_INTERVAL))
-        except TimeoutError:
-            progress.show()
-            continue
-        futures.discard(future)  # and with it the result in the worker's memory
+        for news in watchman.look():
+            log.warning("%s", news)
         progress.show()
+        try:
+            future = futures.pop(done.get(timeout=LOOK_INTERVAL))  # and with it the result in the worker's memory
+        except queue.Empty:
+            continue
         try:
             result = future.result(raise_on_failure=False)
         except distributed.KilledWorker as error:
@@ -159,15 +165,19 @@ class _Progress:
         self._first: RunProgress | None = None
         self._artifact = artifact
         self._shown = 0.0
+        self._looked = 0.0
         self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
         self._pace = Pace()
 
-    def show(self) -> None:
-        """Bring both up to date."""
+    def show(self, *, last: bool = False) -> None:
+        """Bring both up to date, every few seconds; the progress in any case the last time."""
+        now = time.monotonic()
+        if now - self._looked < PROGRESS_INTERVAL and not last:
+            return
+        self._looked = now
         progress = self._watch.look()
         if progress is None:
             return
-        now = time.monotonic()
         self._first = self._first or replace(progress)
         percent = 100.0 * progress.samples_done / max(progress.samples, 1)
         if percent > self._shown:
@@ -176,7 +186,6 @@ class _Progress:
             self._shown = percent
         if now - self._tabled >= TABLE_INTERVAL:
             self._tabled = now
-            beats = list(read_heartbeats(self._workspace.heartbeats))
-            rows = self._pace.rows(beats, now=time.time())
+            rows = self._pace.rows(list(read_heartbeats(self._workspace.heartbeats)), now=time.time())
             if rows:
                 create_table_artifact(rows, key="workers", description=f"{len(rows)} slots at work")

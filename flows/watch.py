@@ -14,7 +14,7 @@ from prefect.deployments import run_deployment
 
 from flows.basecall import basecall_flow
 from flows.parameters import spread
-from tasks.formats.lock import alone, held
+from infra.lock import alone, held
 from tasks.formats.workspace import Workspace
 from tasks.watch import STATE, Call, Look, RunSeen, covered, look, note_failure
 from tasks.watch_settings import WatchSettings
@@ -40,9 +40,10 @@ def watch(settings: WatchSettings) -> Watched:
 
     Safe to repeat and to run twice: a call has a key made of its input.
     """
-    with alone(settings.out / STATE / "lock", what=settings.out):
+    log = get_run_logger()
+    (settings.out / STATE).mkdir(parents=True, exist_ok=True)
+    with alone(settings.out / STATE / "lock", announce=log.info):
         seen = look(settings, now=time.time())
-        log = get_run_logger()
         for path, problem in seen.problems:
             log.warning("%s: %s", path, problem)
         show(seen)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, TypeVar
 
 import dask
 import distributed
 from prefect_dask.task_runners import DaskTaskRunner
 
-from infra.site import Site
-from infra.workers import EnginePlugin, LogPlugin
+from infra.site import PoolResources, Site, StageResources
+from infra.slurm import RETIRE_AT, SLURM_SETTINGS, Scaling, SlurmCluster
+from infra.workers import EnginePlugin, LogPlugin, RetirePlugin
+from tasks.core.errors import ShoalError
 from tasks.engines.base import Engine
 
 #: Dask's own reactions. Results are small and released at once, so a worker's death costs only what it was doing.
@@ -26,34 +30,131 @@ DASK_SETTINGS = {
     # By key: Dask's own, for other BLAS libraries and for giving memory back, stay.
     "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
     "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
+    # Arrow's own pool keeps some 60 MB of what it freed.
+    "distributed.nanny.pre-spawn-environ.ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 
 
+class Cluster(Protocol):
+    """Workers that hold engines, and what a flow can ask of them."""
+
+    @property
+    def address(self) -> str:
+        """The scheduler's."""
+
+    @property
+    def slots(self) -> int:
+        """Bundles that run at the same time."""
+
+    @property
+    def security(self) -> Any:
+        """Credentials for connections to it."""
+
+    def news(self) -> list[str]:
+        """Take what happened to workers since the last call, in words. Raises ShoalError when no worker can come."""
+
+    def has(self, address: str) -> bool:
+        """Whether a worker process is among us: one that died is soon not, one that hangs is."""
+
+    def replace(self, worker: str) -> None:
+        """End a worker that gives no sign of life, and have another in its place."""
+
+    def restart(self, worker: str) -> None:
+        """Open a worker's engine anew, in a new process."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """Workers that hold engines."""
+class LocalWorkers:
+    """Workers on this machine; their nannies are never far."""
 
     address: str
-    #: Bundles that run at the same time.
     slots: int
     security: Any
+    client: Any
+
+    def news(self) -> list[str]:
+        """Nothing: what happens here is in the workers' logs."""
+        return []
+
+    def has(self, address: str) -> bool:
+        """Whether Dask counts it as a worker."""
+        return address in self.client.scheduler_info(n_workers=-1)["workers"]
+
+    def replace(self, worker: str) -> None:
+        """Let its nanny kill the process and make another."""
+        self.restart(worker)
+
+    def restart(self, worker: str) -> None:
+        """Let its nanny kill the process and make another."""
+        names = [state["name"] for state in self.client.scheduler_info(n_workers=-1)["workers"].values()]
+        for name in names:
+            if str(name) == worker:
+                self.client.restart_workers([name], timeout=30, raise_for_error=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmWorkers:
+    """Workers that are Slurm jobs."""
+
+    address: str
+    slots: int
+    security: Any
+    cluster: SlurmCluster
+
+    def news(self) -> list[str]:
+        """Tell which jobs came, waited, and went."""
+        if self.cluster.trouble:
+            raise ShoalError(self.cluster.trouble)
+        return self.cluster.news()
+
+    def has(self, address: str) -> bool:
+        """Whether Dask counts it as a worker."""
+        return address in self.cluster.scheduler.workers
+
+    def replace(self, worker: str) -> None:
+        """Cancel its job; another is submitted."""
+        self.cluster.replace(worker)
+
+    def restart(self, worker: str) -> None:
+        """Let its nanny kill the process and make another, in the same job."""
+        self.cluster.restart(worker)
 
 
 @contextmanager
 def open_cluster(
-    site: Site, open_engine: Callable[[], Engine], *, slots: int, logs: Path, log_level: str
+    site: Site,
+    open_engine: Callable[[], Engine],
+    *,
+    slots: int,
+    logs: Path,
+    log_level: str,
+    run_id: str = "shoal",
 ) -> Iterator[Cluster]:
     """Start a site's workers, each with an engine of its own, and end them with the block.
 
-    Traffic is encrypted with temporary credentials, and everything listens on loopback only.
+    Traffic is encrypted with temporary credentials. On one machine everything listens on loopback only.
 
     Args:
         open_engine: Picklable by name; called once in each worker, again in each restarted one.
         slots: Bundles per worker, where the site does not say.
-        logs: Folder for a log file of each worker.
+        logs: Folder for a log file of each worker; on a cluster, one that all nodes share.
         log_level: Name of the level from which they are written.
+        run_id: Name of the jobs, on a cluster.
     """
     threads = site.slots or slots
+    plugins: list[distributed.WorkerPlugin] = [LogPlugin(logs, log_level), EnginePlugin(open_engine)]
+    if site.kind == "slurm":
+        scaling = Scaling(
+            minimum=site.split.minimum,
+            maximum=site.split.most_workers,
+            slots=threads,
+            idle=site.split.idle,
+            drain=None if site.split.drain is None else int(site.split.drain),
+            tell_pending_after=site.tell_pending_after,
+        )
+        with _slurm_workers(site, site.split.each, scaling, plugins, logs=logs, run_id=run_id) as workers:
+            yield workers
+        return
     with (
         dask.config.set(DASK_SETTINGS),
         distributed.LocalCluster(  # type: ignore[no-untyped-call]
@@ -68,9 +169,84 @@ def open_cluster(
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
-        client.register_plugin(LogPlugin(logs, log_level))
-        client.register_plugin(EnginePlugin(open_engine))
-        yield Cluster(address=cluster.scheduler_address, slots=site.workers * threads, security=cluster.security)
+        for plugin in plugins:
+            client.register_plugin(plugin)
+        with _opened(
+            LocalWorkers(
+                address=cluster.scheduler_address,
+                slots=site.workers * threads,
+                security=cluster.security,
+                client=client,
+            )
+        ) as workers:
+            yield workers
+
+
+@contextmanager
+def open_stage(
+    site: Site, resources: StageResources | None, *, logs: Path, log_level: str, run_id: str
+) -> Iterator[Cluster | None]:
+    """Start one worker without an engine, for launch or merge, as a Slurm job with a stage's resources.
+
+    Without resources there is none: the stage is done where the flow runs.
+    """
+    if resources is None:
+        yield None
+        return
+    pool = PoolResources(**resources.model_dump(), maximum=1)
+    scaling = Scaling(minimum=0, maximum=1, slots=1, idle=3600.0, tell_pending_after=site.tell_pending_after)
+    with _slurm_workers(site, (pool,), scaling, [LogPlugin(logs, log_level)], logs=logs, run_id=run_id) as workers:
+        yield workers
+
+
+@contextmanager
+def _slurm_workers(
+    site: Site,
+    pools: Sequence[PoolResources],
+    scaling: Scaling,
+    plugins: Sequence[distributed.WorkerPlugin],
+    *,
+    logs: Path,
+    run_id: str,
+) -> Iterator[SlurmWorkers]:
+    with (
+        TemporaryDirectory(dir=logs, prefix=".tls-", ignore_cleanup_errors=True) as secrets,  # nobody else may read it
+        dask.config.set({**DASK_SETTINGS, **SLURM_SETTINGS}),
+        SlurmCluster(pools, site, scaling, run_id=run_id, logs=logs, secrets=Path(secrets)) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+    ):
+        for plugin in [*plugins, RetirePlugin(RETIRE_AT)]:
+            client.register_plugin(plugin)
+        with _opened(
+            SlurmWorkers(
+                address=cluster.scheduler_address,
+                slots=scaling.maximum * scaling.slots,
+                security=cluster.security,
+                cluster=cluster,
+            )
+        ) as workers:
+            yield workers
+
+
+def opened_cluster() -> Cluster | None:
+    """Return the cluster in whose block we are.
+
+    Flows find it here: what is a parameter of a flow travels with each of its tasks, and a cluster can't.
+    """
+    return _CLUSTER.get()
+
+
+_CLUSTER: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
+Workers = TypeVar("Workers", bound=Cluster)
+
+
+@contextmanager
+def _opened(workers: Workers) -> Iterator[Workers]:
+    token = _CLUSTER.set(workers)
+    try:
+        yield workers
+    finally:
+        _CLUSTER.reset(token)
 
 
 def task_runner(cluster: Cluster) -> Any:

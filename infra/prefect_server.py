@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +41,7 @@ CLIENT_SETTINGS = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "DO_NOT_TRACK": "1",
 }
+LOOPBACK = "127.0.0.1"
 #: Seconds between lines that say we still wait.
 PATIENCE = 30.0
 #: Seconds given to the last logs and events.
@@ -46,14 +49,23 @@ DELIVERY = 20.0
 
 
 @contextmanager
-def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterator[str]:
+def prefect_api(*, log_folder: Path, announce: Callable[[str], None], host: str = LOOPBACK) -> Iterator[str]:
     """Give the URL of a Prefect API, set in the environment for flow and workers while the block runs.
 
+    Args:
+        host: Address of this machine that the workers reach. A server on any but loopback asks for a password, which
+            is made for this run and is in the environment of the flow and its jobs.
+
     Raises:
-        SettingsError: an API is configured and does not answer.
+        SettingsError: an API is configured and does not answer, or is where the workers can't reach it.
     """
     url = _configured_url()
     if url:
+        if host != LOOPBACK and urllib.parse.urlsplit(url).hostname in (LOOPBACK, "localhost", "::1"):
+            raise SettingsError(
+                f"workers on other machines can't reach the Prefect API at {url}; start it on {host} and name that in "
+                "PREFECT_API_URL, or unset PREFECT_API_URL, and one is started for this run"
+            )
         if not answers(url):
             raise SettingsError(
                 f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL, "
@@ -62,8 +74,9 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterato
         with _environment(CLIENT_SETTINGS):
             yield url
         return
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
+    port = _free_port(host)
+    url = f"http://{host}:{port}/api"
+    password = {} if host == LOOPBACK else {"PREFECT_API_AUTH_STRING": f"shoal:{secrets.token_urlsafe(32)}"}
     log = log_folder / "prefect-server.log"
     environment = {
         **SERVER_SETTINGS,
@@ -71,10 +84,11 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None]) -> Iterato
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_UI_API_URL": url,
+        **{name.replace("PREFECT_", "PREFECT_SERVER_"): value for name, value in password.items()},
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    announce(f"starting a Prefect server on 127.0.0.1:{port}, usually 5 to 10 s (PREFECT_API_URL names none) …")
-    with _environment({**CLIENT_SETTINGS, **_no_proxy(), "PREFECT_API_URL": url}), ExitStack() as stack:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    announce(f"starting a Prefect server on {host}:{port}, usually 5 to 10 s (PREFECT_API_URL names none) …")
+    with _environment({**CLIENT_SETTINGS, **_no_proxy(host), **password, "PREFECT_API_URL": url}), ExitStack() as stack:
         with _starting_alone(announce):
             process = spawn(command, log=log, environment=environment)
             stack.callback(end, process)
@@ -135,10 +149,10 @@ def _home() -> Path:
     return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
 
 
-def _no_proxy() -> dict[str, str]:
+def _no_proxy(host: str) -> dict[str, str]:
     """Keep a site's web proxy, which can't reach our loopback, out of the way to our server; in both spellings."""
     before = {os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")} - {""}
-    hosts = ",".join([*sorted(before), "127.0.0.1"])
+    hosts = ",".join([*sorted(before), host])
     return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
@@ -156,9 +170,9 @@ def _starting_alone(announce: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,20 +15,28 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def spawn(command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own, its output going to a log file.
+def tied_to_parent() -> Callable[[], None]:
+    """Return what a child is to do between fork and exec, so that the kernel ends it (Linux) when its parent is gone.
 
-    On Linux the kernel ends it when we die, however we die. Ctrl-C on our terminal does not reach it: `end` does.
+    The parent is the thread that makes the child: that one has to live as long as the child is wanted.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
-    def tie_to_parent() -> None:
+    def tie() -> None:
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # we died between fork and prctl
                 os._exit(1)
 
+    return tie
+
+
+def spawn(command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own, its output going to a log file.
+
+    On Linux the kernel ends it when we die, however we die. Ctrl-C on our terminal does not reach it: `end` does.
+    """
     with log.open("ab") as output:
         return subprocess.Popen(  # the child is short of a fork-safe lock only between fork and exec
             command,
@@ -37,7 +45,7 @@ def spawn(command: Sequence[str], *, log: Path, environment: Mapping[str, str]) 
             stderr=subprocess.STDOUT,
             env=dict(environment),
             start_new_session=True,
-            preexec_fn=tie_to_parent,
+            preexec_fn=tied_to_parent(),
         )
 
 

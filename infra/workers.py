@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from glob import escape as glob_escape
 from pathlib import Path
 from typing import Any, cast
 
 import distributed
+from distributed.core import Status
 
 from tasks.core.errors import EngineError, ShoalError
+from tasks.core.liveness import Beat
 from tasks.engines.base import Engine
 from tasks.formats.workspace import read_json, write_json
 
@@ -24,6 +29,46 @@ logger = logging.getLogger(__name__)
 PLUGIN = "shoal-engine"
 #: Seconds between heartbeats of a slot.
 BEAT_EVERY = 1.0
+#: Seconds that a worker which leaves keeps results that the flow has not fetched yet.
+RESULTS_WITHIN = 10
+
+
+class RetirePlugin(distributed.WorkerPlugin):
+    """Takes a worker out before its allocation ends: it finishes what it does, begins nothing new, and leaves.
+
+    Dask's own `--lifetime` closes a worker within 30 s, which would cut a bundle of minutes.
+    """
+
+    name = "shoal-retire"
+
+    def __init__(self, variable: str) -> None:
+        self._variable = variable
+        self._waiting: asyncio.Future[None] | None = None
+
+    def setup(self, worker: Any) -> None:
+        """Begin to wait for the time that the environment of the job names, in seconds since the epoch."""
+        if at := os.environ.get(self._variable):
+            self._waiting = asyncio.ensure_future(self._retire(worker, float(at)))
+
+    def teardown(self, worker: Any) -> None:
+        """Wait no more."""
+        if self._waiting is not None and worker.status == Status.running:
+            self._waiting.cancel()
+
+    async def _retire(self, worker: Any, at: float) -> None:
+        await asyncio.sleep(max(0.0, at - time.time()))
+        for _ in range(RESULTS_WITHIN):
+            worker.status = Status.closing_gracefully  # the scheduler gives it nothing more
+            while worker.state.executing_count:
+                await asyncio.sleep(0.2)
+            logger.info("the allocation ends soon: this worker leaves")
+            left = await worker.scheduler.retire_workers(
+                workers=[worker.address], close_workers=False, remove=True, stimulus_id=f"{self.name}-{worker.name}"
+            )
+            if left:
+                break
+            await asyncio.sleep(1.0)  # nobody else is there to take a result that the flow has not fetched yet
+        await worker.close(nanny=True, reason=self.name)
 
 
 class LogPlugin(distributed.WorkerPlugin):
@@ -110,51 +155,61 @@ def worker_engine() -> Engine:
     return plugin.engine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """A sign of life, as the file tells it."""
-
-    worker: str
-    process: int
-    batch_id: str
-    #: Reads and samples answered in this bundle.
-    reads: int
-    samples: int
-    #: Seconds since the epoch.
-    time: float
-
-
 class Heartbeat:
-    """Writes a slot's beats into a small file, by replacing it."""
+    """Writes a slot's beats into a small file, by replacing it, from a thread of its own.
 
-    def __init__(self, folder: Path, worker: str) -> None:
-        self._worker = worker
-        self._file = folder / f"{worker}.{os.getpid()}.{threading.get_ident()}.json"
-        self._written = -BEAT_EVERY  # seconds of the monotonic clock
+    The thread tells that the process lives, the counts that the engine does: one that hangs in a call, with its
+    process well, has beats whose counts stand still.
+    """
+
+    def __init__(self, folder: Path, worker: str, *, address: str = "", bundle: int = -1) -> None:
+        attempt = uuid.uuid4().hex[:12]
+        self._file = folder / f"{worker}.{os.getpid()}.{attempt}.json"
+        self._beat = Beat(
+            worker=worker,
+            address=address,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            attempt=attempt,
+            bundle=bundle,
+            batch_id="",
+            reads=0,
+            samples=0,
+            time=time.time(),
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_ended, name="heartbeat", daemon=True)
+        self._write()
+        self._thread.start()
 
     def beat(self, *, batch_id: str, reads: int, samples: int) -> None:
-        """Tell the progress; at most a file a second comes of it."""
-        now = time.monotonic()
-        if now - self._written >= BEAT_EVERY:
-            self._written = now
-            beat = Beat(
-                worker=self._worker,
-                process=os.getpid(),
-                batch_id=batch_id,
-                reads=reads,
-                samples=samples,
-                time=time.time(),
-            )
-            write_json(self._file, asdict(beat))
+        """Tell the progress; the file tells it within a second."""
+        self._beat = replace(self._beat, batch_id=batch_id, reads=reads, samples=samples)
 
     def end(self) -> None:
         """Take the file away: this slot has nothing to do."""
+        self._ended.set()
+        self._thread.join()
         self._file.unlink(missing_ok=True)
 
+    def _write(self) -> None:
+        write_json(self._file, asdict(replace(self._beat, time=time.time())), durable=False)
 
-def heartbeat(folder: Path) -> Heartbeat:
+    def _write_until_ended(self) -> None:
+        while not self._ended.wait(BEAT_EVERY):
+            try:
+                self._write()
+            except OSError as error:  # a full disk ends the bundle by itself; silence would end the worker
+                logger.warning("the heartbeat can't be written: %s", error)
+
+
+def heartbeat(folder: Path, *, bundle: int = -1) -> Heartbeat:
     """Make the heartbeat of the calling slot."""
-    return Heartbeat(folder, socket.gethostname())
+    try:
+        worker = distributed.get_worker()
+    except ValueError:  # not on a worker
+        return Heartbeat(folder, socket.gethostname(), bundle=bundle)
+    return Heartbeat(folder, str(worker.name), address=worker.address, bundle=bundle)
 
 
 def read_heartbeats(folder: Path) -> Iterator[Beat]:
@@ -163,3 +218,10 @@ def read_heartbeats(folder: Path) -> Iterator[Beat]:
         beat = read_json(file)
         if beat is not None:  # gone since it was listed
             yield Beat(**beat)
+
+
+def clear_heartbeats(folder: Path, worker: str | None = None, process: int | None = None) -> None:
+    """Take away the beats of a process or worker that is gone, or of all. Only for the flow that owns the run."""
+    pattern = "*" if worker is None else f"{glob_escape(worker)}.{'*' if process is None else process}.*"
+    for file in folder.glob(f"{pattern}.json"):
+        file.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.calls import Fate
+from tasks.core.calls import EngineIdentity, Fate
 from tasks.core.errors import LedgerError
 from tasks.core.ledger import prove
 from tasks.core.plan import Plan, PlannedReads
@@ -66,6 +66,7 @@ def merge(settings: RunSettings) -> MergedRun:
             f"yet, e.g. of {left[0].slices[0].file} (batch {left[0].batch_id}); the same `shoal run` goes on"
         )
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
+    identity = _called_by(manifests) or identity
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again
     fates = write_ledger(workspace, plan, manifests)
     _remove_earlier(workspace)
@@ -250,6 +251,18 @@ def _named(numbers: npt.NDArray[np.integer[Any]], names: list[str]) -> Any:
 
 def _stacked(parts: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     return np.concatenate([np.empty((0, 16), np.uint8), *parts])
+
+
+def _called_by(manifests: list[dict[str, Any]]) -> EngineIdentity | None:
+    """Return what the engine said of itself when it called; more than settings tell, where it chooses its model.
+
+    Batches without a call may have been committed before it had chosen.
+    """
+    told = [manifest for manifest in manifests if manifest["products"]] or manifests
+    values = told[0].get("engine") if told else None
+    if values is None:  # called by a version that did not write it down
+        return None
+    return EngineIdentity(**{**values, "modified_base_models": tuple(values["modified_base_models"])})
 
 
 def _remove_earlier(workspace: Workspace) -> None:

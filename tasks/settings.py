@@ -8,9 +8,18 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tasks.core.errors import SettingsError
 
@@ -23,6 +32,21 @@ else:
 ENVIRONMENT_PREFIX = "SHOAL_"
 
 
+def _separated(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def _there(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError(f"{value} is not there")
+    return value.absolute()
+
+
+#: Several words; the command line and the environment give them separated by commas.
+Words = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+#: A file that is there.
+File = Annotated[Path, AfterValidator(_there)]
+
 #: Engines that hold one of ONT's programs; what only they can do is refused by the others.
 DORADO = ("dorado-server", "dorado")
 
@@ -32,11 +56,11 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["cpu", "null", "dorado-server", "dorado"] = Field(
+    kind: Literal["cpu", "null", "scrappie", "dorado-server", "dorado"] = Field(
         "cpu",
         title="Engine",
         description="cpu calls real bases on any CPU; dorado-server holds clients of ONT's basecall server; dorado "
-        "runs ONT's stand-alone program; null makes up bases, for rehearsals",
+        "runs ONT's stand-alone program; scrappie calls R9.4.1 on any CPU; null makes up bases, for rehearsals",
     )
     model: str | None = Field(
         None,
@@ -47,6 +71,19 @@ class EngineSettings(BaseModel):
         "engine's own default",
     )
     threads: int = Field(1, title="Threads of the engine per worker", ge=1, le=256)
+    chemistry: (
+        Literal["dna_r10.4.1_400bps", "dna_r10.4.1_260bps", "dna_r9.4.1_450bps", "rna004_130bps", "rna002_70bps"] | None
+    ) = Field(
+        None,
+        title="Chemistry of runs that do not tell",
+        description="what a run is taken for whose metadata names neither flow cell nor kit; none: it is refused",
+    )
+    int8: bool = Field(
+        False,
+        title="Calculate in 8 bits",
+        description="a model directory of ONT's on the cpu engine: twice as fast where the CPU has VNNI, half a "
+        "percent less accurate",
+    )
     rate: float | None = Field(
         None, title="Rate of the null engine, samples/s", gt=0, description="none: it answers at once"
     )
@@ -57,41 +94,27 @@ class EngineSettings(BaseModel):
         le=2_000_000_000,
         description="bounds memory; must be several times the GPU's batch",
     )
-    modified_bases: tuple[str, ...] = Field(
+    modified_bases: Words = Field(
         (), title="Modified-base models", description="e.g. 5mCG_5hmCG, 6mA; separated by commas; dorado engines only"
     )
     moves: bool = Field(False, title="Write the move table", description="tag mv in BAM")
     trim: Literal["all", "adapters", "none"] = Field(
         "all", title="Trim", description="adapters and primers, adapters alone, or nothing; dorado engines only"
     )
-    barcode_kits: tuple[str, ...] = Field(
+    barcode_kits: Words = Field(
         (), title="Barcode kits", description="e.g. SQK-NBD114-24; separated by commas; dorado engines only"
     )
-    barcodes: tuple[str, ...] = Field(
-        (), title="Barcodes in use", description="e.g. barcode01,barcode07; none: all of the kit"
-    )
+    barcodes: Words = Field((), title="Barcodes in use", description="e.g. barcode01,barcode07; none: all of the kit")
     barcode_both_ends: bool = Field(False, title="Require the barcode at both ends")
     barcode_trim: bool = Field(True, title="Trim barcodes")
     poly_a: bool = Field(False, title="Estimate poly-A tails", description="dorado engines only")
-    poly_a_config: Path | None = Field(None, title="Poly-A configuration", description="TOML file, as dorado takes it")
-    bed: Path | None = Field(
+    poly_a_config: File | None = Field(None, title="Poly-A configuration", description="TOML file, as dorado takes it")
+    bed: File | None = Field(
         None, title="BED file", description="counts alignments that overlap its regions; needs output.reference"
     )
     duplex: bool = Field(
         False, title="Duplex", description="pair template and complement reads by channel; dorado engines only"
     )
-
-    @field_validator("modified_bases", "barcode_kits", "barcodes", mode="before")
-    @classmethod
-    def _separated(cls, value: object) -> object:
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-
-    @field_validator("poly_a_config", "bed", mode="after")
-    @classmethod
-    def _there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
-            raise ValueError(f"{value} is not there")
-        return value.absolute() if value else None
 
     @model_validator(mode="after")
     def _fits_together(self) -> EngineSettings:
@@ -121,31 +144,19 @@ class OutputSettings(BaseModel):
     files: Literal["many", "one"] = Field(
         "many", title="Files per folder", description="many: one per batch, linked; one: joined, not recompressed"
     )
-    formats: tuple[Literal["fastq", "bam", "sam", "cram"], ...] = Field(
+    formats: Annotated[tuple[Literal["fastq", "bam", "sam", "cram"], ...], BeforeValidator(_separated)] = Field(
         ("fastq",), title="Formats", min_length=1, description="any of fastq, bam, sam, cram, separated by commas"
     )
-    reference: Path | None = Field(
+    reference: File | None = Field(
         None, title="Reference", description="FASTA that the reads are aligned to; for aligned BAM, and for CRAM"
     )
-    sample_sheet: Path | None = Field(
+    sample_sheet: File | None = Field(
         None, title="Sample sheet", description="MinKNOW's CSV; gives barcodes their aliases"
     )
     barcoding_summary: bool = Field(
         False, title="Write barcoding_summary", description="a table of barcode scores beside the sequencing summary"
     )
     rna_as_dna: bool = Field(False, title="Write T for U in FASTQ", description="BAM has T for U always")
-
-    @field_validator("formats", mode="before")
-    @classmethod
-    def _separated(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("reference", "sample_sheet", mode="after")
-    @classmethod
-    def _there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
-            raise ValueError(f"{value} is not there")
-        return value.absolute() if value else None
 
     @model_validator(mode="after")
     def _cram_has_a_reference(self) -> OutputSettings:
@@ -264,14 +275,21 @@ def read_toml(file: Path) -> dict[str, Any]:
 def _complaint(model: type[BaseModel], complaint: Any) -> str:
     path = ".".join(str(part) for part in complaint["loc"])
     if complaint["type"] == "extra_forbidden":
-        here: Any = model
+        here = model
         for part in complaint["loc"][:-1]:
-            here = here.model_fields[part].annotation
+            if isinstance(part, str):  # the number of a table in a list says nothing about what it may hold
+                here = _model_in(here.model_fields[part].annotation)
         return f"{path}: unknown key; known here: {', '.join(here.model_fields)}"
     if complaint["type"] == "missing":
         return f"{path}: is needed"
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{path}: {complaint['input']!r} {message}" if complaint["type"] != "value_error" else f"{path}: {message}"
+
+
+def _model_in(annotation: Any) -> Any:
+    """Find the model in a field's type: in `Model`, `Model | None`, `tuple[Model, ...]`."""
+    inner = (arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel))
+    return next(inner, annotation)
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

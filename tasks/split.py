@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -127,7 +127,7 @@ class _Pipeline:
         self.workspace = workspace
         self.batches = batches
         self.engine = engine
-        self.writing = Writing.of(engine.identity, output, min_qscore)
+        self._writing = Writing.of(engine.identity, output, min_qscore)
         self.run_numbers = run_numbers
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
@@ -138,6 +138,13 @@ class _Pipeline:
         self.starts = [0]
         for batch in batches:
             self.starts.append(self.starts[-1] + batch.reads)
+
+    @property
+    def writing(self) -> Writing:
+        """How calls are written. Some engines know what they call with only when the first read is called."""
+        if self._writing.identity is not self.engine.identity:
+            self._writing = replace(self._writing, identity=self.engine.identity)
+        return self._writing
 
     def run(self) -> BundleReport:
         self.clock = self.metrics.clock()
@@ -307,6 +314,7 @@ class _BatchWriter:
             **written,
             "began": self.began,
             "ended": time.time(),
+            "engine": asdict(self.outputs.identity),
             "worker": f"{socket.gethostname()} {os.getpid()}",
             "metrics": self.pipeline.metrics.since_last(),
         }

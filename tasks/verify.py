@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from tasks.formats.layout import KINDS, Kind
 from tasks.formats.planfile import has_plan, iterate_reads
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.summary import validate_summary
-from tasks.formats.tree import calls_files
+from tasks.formats.tree import calls_files, sha256
 from tasks.formats.workspace import Workspace
 
 #: Faults listed before verify stops looking for more of a kind.
@@ -175,16 +174,8 @@ def _hashed(table: Path, report: VerifyReport) -> Iterator[Path]:
         report.files += 1
         if not path.exists():
             report.faults.append(f"{path} is named in {table.name} and is not there")
-        elif _sha256(path) != expected:
+        elif sha256(path) != expected:
             report.faults.append(f"{path} is not the file that was written: its sha256 differs")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _ids(texts: object) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.prefect_server import prefect_api
+from tests.slurm import jobs, testbed
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,20 @@ def prefect_url(prefect_home: Path) -> Iterator[str]:
         assert os.environ["PREFECT_API_URL"] == url
         yield url
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[None]:
+    """A real Slurm of the session's own, started once."""
+    with testbed() as configuration, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(configuration))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # jobs import `tests`
+        yield
+
+
+@pytest.fixture
+def slurm_here(_slurm: None) -> Iterator[None]:
+    """The session's Slurm, with no job left by the test."""
+    assert not jobs()
+    yield
+    assert not jobs()

@@ -8,10 +8,17 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
 
+import pytest
+
+from infra.site import load_site
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.settings import resolve_settings
-from tests.data import missing
+from tests.data import missing, program
+from tests.making import write_pod5
+from tests.slurm import free_ports
 
 ROOT = Path(__file__).parents[1]
 #: Indented blocks, without their comments.
@@ -41,6 +48,26 @@ def test_the_settings_are_known(tmp_path: Path) -> None:
     resolve_settings(file=file, environment={}, command_line={"input": (tmp_path,), "out": tmp_path / "out"})
 
 
+def test_the_site_is_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "[dorado]" in block)
+    (tmp_path / "lab.toml").write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    assert load_site(str(tmp_path / "lab.toml")).dorado.program == "/opt/ont/dorado"
+
+
+def test_options_named_with_a_site_are_known(tmp_path: Path) -> None:
+    given = [line.split() for line in LINES if line.startswith("shoal run") and "--site" in line]
+    assert given
+    for words in given:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("shoal"), "plan", tmp_path, *words[3:]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert "nknown option" not in done.stdout + done.stderr
+
+
 def test_the_commands_run_in_order(tmp_path: Path, prefect_url: str) -> None:
     need_the_bundled_read()
     list(replay([bundled_source()], tmp_path / "DATA", ReplaySettings(reads=4, mean_samples=8_000)))
@@ -53,6 +80,35 @@ def test_the_commands_run_in_order(tmp_path: Path, prefect_url: str) -> None:
                 command, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
             )
             assert done.returncode == 0, command + done.stdout + done.stderr
+
+
+def test_the_site_file_is_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "[split]" in block)
+    file = tmp_path / "site.toml"
+    file.write_text(dedent(block))
+    assert load_site(str(file)).split.most_workers == 12
+
+
+@pytest.mark.slurm
+def test_the_commands_of_the_testbed(tmp_path: Path, prefect_url: str) -> None:
+    (block,) = (block for block in BLOCKS if "slurm-testbed" in block)
+    program("sbatch")
+    write_pod5(tmp_path / "DATA" / "one.pod5", [25_000] * 20)
+    (tmp_path / "infra").symlink_to(ROOT / "infra")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with TemporaryDirectory(prefix="slurm-") as state:
+        environment = {**os.environ, "PATH": path, "TESTBED": f"{state}/s", "TESTBED_PORT": str(free_ports(5))}
+        done = subprocess.run(
+            ["bash", "-c", f"trap infra/slurm-testbed/down EXIT; set -e\n{dedent(block)}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every read has one fate" in done.stdout
 
 
 def test_the_demo(tmp_path: Path, prefect_url: str) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from flows.pace import Pace, progress_words
-from infra.workers import Beat
+from tasks.core.liveness import Beat
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace
 from tasks.progress import RunProgress

@@ -25,6 +25,10 @@ FRAMES = SAMPLES // STRIDE
 _FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
 #: Impulse response of the amplifier's filter at 4 kHz, fitted to the steps between samples of real reads.
 _RESPONSE = np.array([0.02, 0.12, 0.72, 0.12, 0.02], np.float32)
+#: Share of chunks with real sequence: little of it is free, and a network learns it by heart.
+_REAL_SEQUENCE = 0.15
+#: How far a chunk's levels lie from the table's, per place and base of the 9-mer: pores and reads differ.
+_TABLE_ERROR = 0.05
 #: Dwells, in units of a read's mean: most bases, and the share that stays long.
 _DWELL_SIGMA, _LONG_SHARE, _LONG_MEDIAN, _LONG_SIGMA = 0.45, 0.06, 2.2, 0.8
 #: Noise within a level, in units of the levels' standard deviation over all 9-mers, and its moving average: 0.3 gives
@@ -85,6 +89,8 @@ class Simulator:
         ends, kmers = ends[:count], kmers[:count]
         ends[-1] = max(ends[-1], SAMPLES)
         level = self._level[kmers] + hard * rng.standard_normal(count, np.float32) * self._spread[kmers] * 0.9
+        error = rng.normal(0, hard * _TABLE_ERROR, (KMER, 4))
+        level += error[np.arange(KMER), bases[np.arange(count)[:, None] + np.arange(KMER)]].sum(axis=1)
         current = np.repeat(level, np.diff(ends, prepend=0))[:SAMPLES].astype(np.float32)
         current = np.convolve(np.pad(current, 2, "edge"), _RESPONSE, "valid")
         current += self._noise(hard, rng)
@@ -111,13 +117,13 @@ class Simulator:
         b = np.float32(_NOISE_AVERAGE)
         coloured = (white[1:] + b * white[:-1]) / np.sqrt(1 + b * b)
         slow = np.interp(np.arange(SAMPLES), np.linspace(0, SAMPLES, 9), rng.normal(0, 0.05, 9))
-        strength = (0.03 + (_NOISE - 0.03) * hard) * np.exp(hard * rng.normal(0, 0.25))
+        strength = (0.03 + (_NOISE - 0.03) * hard) * np.exp(hard * rng.normal(0, 0.3))
         noise: npt.NDArray[np.float32] = (strength * coloured + hard * slow).astype(np.float32)
         return noise
 
     def _sequence(self, length: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
         """Return real sequence, or random sequence of some GC content with homopolymers and short repeats put in."""
-        if rng.random() < 0.5:
+        if rng.random() < _REAL_SEQUENCE:
             while True:
                 sequence = self._sequences[rng.choice(len(self._sequences), p=self._weights)]
                 if len(sequence) > length:

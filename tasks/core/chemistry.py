@@ -56,10 +56,27 @@ class Fits:
     sample_rates: tuple[int, ...]
 
 
-def chemistry_of(run: RunInfo) -> Chemistry:
-    """Read a run's chemistry off flow cell, kit, protocol name and tags; the flow cell wins over the kit."""
+#: Names for what a user may say of runs that do not tell: molecule, pore, bases per second.
+ASSUMED = {
+    "dna_r10.4.1_400bps": ("dna", "R10.4.1", 400),
+    "dna_r10.4.1_260bps": ("dna", "R10.4.1", 260),
+    "dna_r9.4.1_450bps": ("dna", "R9.4.1", 450),
+    "rna004_130bps": ("rna", "RNA004", 130),
+    "rna002_70bps": ("rna", "R9.4.1", 70),
+}
+
+
+def chemistry_of(run: RunInfo, assumed: str | None = None) -> Chemistry:
+    """Read a run's chemistry off flow cell, kit, protocol name and tags; the flow cell wins over the kit.
+
+    Args:
+        assumed: Of ASSUMED; what a run is taken for that tells neither.
+    """
     flow_cell, kit = _codes(run)
     pore = _lookup(_FLOW_CELLS, flow_cell) or _lookup(_KITS, kit)
+    if pore is None and assumed is not None:
+        molecule, pore, speed = ASSUMED[assumed]
+        return Chemistry(molecule=molecule, pore=pore, speed=speed, sample_rate=run.sample_rate)
     if pore == "RNA004" or _RNA_KIT.match(kit):
         molecule = "rna"
     elif _RNA_EXPERIMENT.search(run.tag("experiment_type").lower()) and not (pore or "").startswith("R10"):
@@ -69,15 +86,18 @@ def chemistry_of(run: RunInfo) -> Chemistry:
     return Chemistry(molecule=molecule, pore=pore, speed=_speed(run, kit, molecule, pore), sample_rate=run.sample_rate)
 
 
-def mismatch(run: RunInfo, fits: Fits, model: str) -> str | None:
-    """Say in a sentence, with the run's name, why a model does not fit; None when it does."""
-    chemistry = chemistry_of(run)
+def mismatch(run: RunInfo, fits: Fits, model: str, assumed: str | None = None) -> str | None:
+    """Say in a sentence, with the run's name, why a model does not fit; None when it does. `assumed` as above."""
+    chemistry = chemistry_of(run, assumed)
     flow_cell, kit = _codes(run)
     name = f"run {run.acquisition_id[:8]} ({flow_cell or 'no flow cell code'}, {kit or 'no kit'})"
     if chemistry.molecule != fits.molecule:
         return f"{name} is {chemistry.molecule.upper()}; model {model} calls {fits.molecule.upper()}"
     if chemistry.pore is None:
-        return f"{name} does not tell its pore, by flow cell code or kit; model {model} calls {_listed(fits.pores)}"
+        return (
+            f"{name} does not tell its pore, by flow cell code or kit; model {model} calls {_listed(fits.pores)}; "
+            "if you know what it is, say so with --chemistry"
+        )
     if chemistry.pore not in fits.pores:
         return f"{name} has pore {chemistry.pore}; model {model} calls {_listed(fits.pores)}"
     if chemistry.speed is not None and chemistry.speed not in fits.speeds:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.core.chemistry import Fits
+from tasks.core.dorado import default_min_qscore, fits_of
 from tasks.core.errors import SettingsError
+from tasks.engines import bonito
 from tasks.settings import checked, read_toml
 
 BUNDLED = Path(__file__).parent / "models"
@@ -38,6 +42,8 @@ class _Description(BaseModel):
     stride: int
     sample_rate: int
     samples_per_second: float
+    qscore: tuple[float, float] = (1.0, 0.0)
+    quality: str = ""
     fits: _Fits
 
 
@@ -46,6 +52,9 @@ class Model:
     """A model that is there to be loaded."""
 
     name: str
+    #: `ctc`: an ONNX file with CTC output; `crf`: a model directory of ONT's.
+    form: Literal["ctc", "crf"] = "ctc"
+    #: The file, or the directory.
     weights: Path
     #: sha256 of the weights, hex.
     digest: str
@@ -53,18 +62,32 @@ class Model:
     min_qscore: float
     #: Samples per output frame, at `sample_rate`.
     stride: int
-    #: Hz of the signal the model takes.
-    sample_rate: int
+    #: Hz of the signal the model takes; other rates are resampled to it. None: signal is taken as it is.
+    sample_rate: int | None
     #: A rough figure per CPU core, for estimates.
     samples_per_second: float
+    #: Phred score of a base from the network's own error estimate: slope and offset of a line.
+    qscore: tuple[float, float] = (1.0, 0.0)
+    #: How signal is scaled: `quantile` (a, b, shift multiplier, scale multiplier) or `pa` (mean, standard deviation).
+    scaling: tuple[str, tuple[float, ...]] = ("quantile", (0.2, 0.9, 0.51, 0.53))
+    #: Score of staying in a state, of a CRF.
+    stay: float = 0.0
+    #: What may be expected of its calls, in words.
+    quality: str = ""
     fits: Fits
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights."""
+        files = self.weights.iterdir() if self.weights.is_dir() else [self.weights]
+        return sum(file.stat().st_size for file in files)
 
 
 @lru_cache(maxsize=8)
 def find_model(name: str | None) -> Model:
     """Look up a model by the name of a bundled one, or by the path of its `*.toml` or of the folder with only that one.
 
-    None is the default model.
+    A folder may also be a model directory of ONT's (config.toml and weights). None is the default model.
 
     Raises:
         SettingsError: there is no such model; names those there are.
@@ -74,13 +97,15 @@ def find_model(name: str | None) -> Model:
     folder = Path(name)
     if folder.suffix == ".toml" and folder.is_file():
         description = folder
+    elif bonito.is_model_directory(folder):
+        return _model_directory(folder)
     elif not description.is_file():
         found = sorted(folder.glob("*.toml")) if folder.is_dir() else []
         if len(found) != 1:
             bundled = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
             raise SettingsError(
-                f"engine.model: {name!r} is no bundled model ({bundled}), "
-                "and no folder with one *.toml that describes a model"
+                f"engine.model: {name!r} is no bundled model ({bundled}), no model directory of ONT's (config.toml and "
+                "weights), and no folder with one *.toml that describes a model"
             )
         description = found[0]
     described: _Description = checked(_Description, read_toml(description))
@@ -97,5 +122,58 @@ def find_model(name: str | None) -> Model:
         stride=described.stride,
         sample_rate=described.sample_rate,
         samples_per_second=described.samples_per_second,
+        qscore=described.qscore,
+        quality=described.quality,
         fits=Fits(**described.fits.model_dump()),
+    )
+
+
+def list_models(folders: Sequence[Path]) -> list[Model | SettingsError]:
+    """Return the bundled models and those found in folders and their subfolders; what can't be used, as its error.
+
+    Raises:
+        SettingsError: a folder is not there.
+    """
+    places = sorted(BUNDLED.glob("*.toml"))
+    for folder in folders:
+        if not folder.is_dir():
+            raise SettingsError(f"{str(folder)!r} is no folder")
+        inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        places += [path for path in inside if bonito.is_model_directory(path)]
+    found: list[Model | SettingsError] = []
+    for place in places:
+        try:
+            found.append(find_model(str(place)))
+        except SettingsError as error:
+            found.append(error)
+    return found
+
+
+def _model_directory(folder: Path) -> Model:
+    """Describe a model directory of ONT's; its name tells its chemistry."""
+    configuration = bonito.read_configuration(folder)
+    name = folder.resolve().name
+    fits = fits_of(name)
+    if fits is None:
+        raise SettingsError(
+            f"engine.model: the name of the model directory {name!r} does not tell its chemistry; name it as ONT does, "
+            "e.g. dna_r10.4.1_e8.2_400bps_hac@v4.2.0"
+        )
+    if configuration.sample_rate is None and fits.sample_rates == (4000,):
+        # Measured: models of 4 kHz call 5 kHz signal best as it is, not resampled.
+        fits = replace(fits, sample_rates=(4000, 5000))
+    return Model(
+        name=name,
+        form="crf",
+        weights=folder,
+        digest=bonito.directory_digest(folder),
+        min_qscore=default_min_qscore(name),
+        stride=configuration.stride,
+        sample_rate=None,
+        samples_per_second=35_000,
+        qscore=configuration.qscore,
+        scaling=configuration.scaling,
+        stay=configuration.stay,
+        quality="a model of ONT's, under ONT's licence",
+        fits=fits,
     )

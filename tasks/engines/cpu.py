@@ -1,8 +1,7 @@
-"""The embedded engine: a small CTC network on any CPU, by onnxruntime.
+"""The embedded engine: bases on any CPU, by the bundled model or by a model directory of ONT's.
 
-Signal is scaled by quantiles of the samples that lie in the pore's range, cut into overlapping chunks, and chunks of
-several reads go through the network together, always in the same shape, so that a read's bases do not depend on its
-neighbours. Greedy CTC decoding: the best symbol of each frame, repeats and blanks dropped.
+Signal is scaled as the model wants it, cut into overlapping chunks, and chunks of several reads go through the network
+together, always in the same shape, so that a read's bases do not depend on its neighbours.
 
 A read is decoded chunk by chunk, so that one of 100 M samples needs memory for its bases and moves, not for its frames'
 probabilities or its signal in floats.
@@ -17,19 +16,14 @@ from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome, mean_qscore
-from tasks.core.errors import EngineError
 from tasks.core.reads import Read
 from tasks.engines.catalogue import Model
+from tasks.engines.networks import Network, open_network
 
 logger = logging.getLogger(__name__)
 
-#: Samples per chunk and of overlap, at the model's sample rate; multiples of twice the stride.
-CHUNK, OVERLAP = 6000, 600
-#: Chunks that go through the network at once.
-CHUNKS = 4
 #: Reads shorter than this are not called; ONT's server does the same.
 MIN_SAMPLES = 100
 #: pA of a strand in the pore; open pore and dead channel lie outside.
@@ -38,28 +32,16 @@ IN_PORE = (30.0, 200.0)
 SCALING_SAMPLES = 200_000
 #: Reads and samples that may wait for a full set of chunks; beyond, chunks go through the network as they are.
 WAITING_READS, WAITING_SAMPLES = 256, 4_000_000
-#: Phred score of a base from the network's own error estimate: slope and offset of a line through 12 quantiles of the
-#: training reads' bases; a deletion counts as an error of the base after it. On reads held out from training, 0.29 of
-#: the bases are wrong by that count where these scores say 0.26.
-CALIBRATION = (0.34, 3.69)
 _ALPHABET = np.frombuffer(b"NACGT", np.uint8)
 
 
 class CpuEngine:
     """Calls reads on this process's CPU. Holds a few chunks of signal beside the read it is given."""
 
-    def __init__(self, model: Model, threads: int = 1) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(model.weights), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises a class per cause, without a common base
-            raise EngineError(f"model {model.name}: {model.weights} can't be loaded: {error}") from error
+    def __init__(self, model: Model, threads: int = 1, *, moves: bool = False, int8: bool = False) -> None:
+        self._network = open_network(model, threads=threads, int8=int8)
         self._model = model
+        self._moves = moves
         self.identity = EngineIdentity(
             engine="cpu",
             version=version("shoal"),
@@ -74,12 +56,12 @@ class CpuEngine:
         chunks: list[tuple[_Calling, npt.NDArray[np.float32]]] = []
         held = 0
         for read in reads:
-            calling = _Calling(read, self._model)
+            calling = _Calling(read, self._model, self._network, moves=self._moves)
             waiting.append(calling)
             held += calling.samples
             for chunk in calling.chunks():
                 chunks.append((calling, chunk))
-                if len(chunks) == CHUNKS:
+                if len(chunks) == self._network.together:
                     self._run(chunks)
             if chunks and (len(waiting) > WAITING_READS or held > WAITING_SAMPLES):
                 self._run(chunks)
@@ -98,38 +80,34 @@ class CpuEngine:
 
     def _run(self, chunks: list[tuple[_Calling, npt.NDArray[np.float32]]]) -> None:
         """Put chunks through the network, in the one shape used, and hand the frames back."""
-        x = np.zeros((CHUNKS, 1, CHUNK), np.float32)
+        x = np.zeros((self._network.together, self._network.chunk), np.float32)
         for i, (_, chunk) in enumerate(chunks):
-            x[i, 0, : len(chunk)] = chunk
-        try:
-            (y,) = self._session.run(None, {"x": x})
-        except Exception as error:  # as above: no common base
-            raise EngineError(f"model {self._model.name}: onnxruntime failed: {error}") from error
-        symbols = y.argmax(axis=2).astype(np.uint8)
-        best = np.take_along_axis(y, symbols[:, :, None].astype(np.int64), axis=2)[:, :, 0]
+            x[i, : len(chunk)] = chunk
+        bases, sure = self._network.call(x)
         for i, (calling, chunk) in enumerate(chunks):
             frames = len(chunk) // self._model.stride
-            calling.take(symbols[i, :frames], best[i, :frames])
+            calling.take(bases[i, :frames], sure[i, :frames])
         chunks.clear()
 
 
 class _Calling:
     """One read on its way through the network."""
 
-    def __init__(self, read: Read, model: Model) -> None:
+    def __init__(self, read: Read, model: Model, network: Network, *, moves: bool) -> None:
         self.read = read
+        self._model = model
+        self._network = network
+        self._with_moves = moves
         self._stride = model.stride
-        self._model_rate = model.sample_rate
         self.samples = 0
         self._ratio = 1.0
         #: Samples at the model's rate, whole frames of the trunk.
         self._length = 0
-        #: What the chunks so far decode to: symbols of the bases, their frames, their probabilities.
+        #: What the chunks so far decode to: the bases, their frames, how sure the network is of them.
         self._bases: list[npt.NDArray[np.uint8]] = []
         self._places: list[npt.NDArray[np.int64]] = []
-        self._best: list[npt.NDArray[np.float32]] = []
+        self._sure: list[npt.NDArray[np.float32]] = []
         self._frames = 0
-        self._last = 0
         self._left = 0
         self._whole = True
         self._early: Outcome | None = None
@@ -146,8 +124,9 @@ class _Calling:
             self._early = self._scale()
             if self._early:
                 return
-            for start in range(0, max(self._length - OVERLAP, 1), CHUNK - OVERLAP):
-                stop = min(start + CHUNK, self._length)
+            size, overlap = self._network.chunk, self._network.overlap
+            for start in range(0, max(self._length - overlap, 1), size - overlap):
+                stop = min(start + size, self._length)
                 self._whole = False
                 chunk = self._signal(start, stop)
                 self._left += 1
@@ -157,22 +136,17 @@ class _Calling:
             logger.exception("read %s can't be scaled", self.read.read_id)
             self._early, self._whole = _failed(error), True
 
-    def take(self, symbols: npt.NDArray[np.uint8], best: npt.NDArray[np.float32]) -> None:
+    def take(self, bases: npt.NDArray[np.uint8], sure: npt.NDArray[np.float32]) -> None:
         """Take a chunk's frames, in order; each seam lies in the middle of its overlap."""
         self._left -= 1
-        half = OVERLAP // 2 // self._stride
+        half = self._network.overlap // 2 // self._stride
         lo = half if self._frames else 0
-        hi = len(symbols) if self.finished else len(symbols) - half
-        symbols = symbols[lo:hi]
-        changed = np.empty(len(symbols), bool)
-        changed[0] = symbols[0] != self._last
-        np.not_equal(symbols[1:], symbols[:-1], out=changed[1:])
-        first = np.flatnonzero(changed & (symbols > 0))
-        self._bases.append(symbols[first])
-        self._places.append(first + self._frames)
-        self._best.append(best[lo:hi][first])
-        self._frames += len(symbols)
-        self._last = int(symbols[-1])
+        hi = len(bases) if self.finished else len(bases) - half
+        places = lo + np.flatnonzero(bases[lo:hi])
+        self._bases.append(bases[places])
+        self._places.append(places + (self._frames - lo))
+        self._sure.append(sure[places])
+        self._frames += hi - lo
 
     def outcome(self) -> Outcome:
         """Decode what came back."""
@@ -188,20 +162,24 @@ class _Calling:
         """Find the scaling; return the outcome when there is nothing to call."""
         read = self.read
         self.samples = read.num_samples
-        self._ratio = read.run.sample_rate / self._model_rate
-        trunk = 2 * self._stride
-        self._length = int(read.num_samples / self._ratio) // trunk * trunk
-        if read.num_samples < MIN_SAMPLES or self._length < 2 * self._stride:
+        unit = self._network.unit
+        self._ratio = read.run.sample_rate / (self._model.sample_rate or read.run.sample_rate)
+        self._length = int(read.num_samples / self._ratio) // unit * unit
+        if read.num_samples < MIN_SAMPLES or not self._length:
             return Outcome.skipped("too_short")
         step = -(-read.num_samples // SCALING_SAMPLES)
         sampled = (read.signal[::step] + np.float32(read.calibration_offset)) * np.float32(read.calibration_scale)
         in_pore = sampled[(sampled > IN_PORE[0]) & (sampled < IN_PORE[1])]
         if len(in_pore) * step < MIN_SAMPLES:
             return Outcome.skipped("dead_signal")
-        low, high = np.quantile(in_pore, (0.2, 0.9))
+        strategy, figures = self._model.scaling
+        if strategy == "pa":
+            self._middle, self._spread = figures
+            return None
+        low, high = np.quantile(in_pore, figures[:2])
         if not high > low:
             return Outcome.skipped("dead_signal")
-        self._middle, self._spread = 0.51 * float(low + high), 0.53 * float(high - low)
+        self._middle, self._spread = figures[2] * float(low + high), figures[3] * float(high - low)
         return None
 
     def _signal(self, start: int, stop: int) -> npt.NDArray[np.float32]:
@@ -223,8 +201,8 @@ class _Calling:
         bases = np.concatenate(self._bases)
         if not len(bases):
             return Outcome.skipped("no_bases")
-        error = np.maximum(1.0 - np.concatenate(self._best), np.float32(1e-4))
-        slope, offset = CALIBRATION
+        error = np.maximum(1.0 - np.concatenate(self._sure), np.float32(1e-4))
+        slope, offset = self._model.qscore
         scores = np.clip(np.round(slope * -10.0 * np.log10(error) + offset), 1, 50).astype(np.uint8)
         qstring = (scores + 33).tobytes()
         return Outcome.called(
@@ -236,9 +214,10 @@ class _Calling:
                 mean_qscore=mean_qscore(qstring),
                 stride=self._stride,
                 num_samples=self.read.num_samples,
-                moves=self._moves(),
+                moves=self._moves() if self._with_moves else None,
                 scaling_midpoint=self._middle,
                 scaling_dispersion=self._spread,
+                scaling_version=self._model.scaling[0],
             )
         )
 

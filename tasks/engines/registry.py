@@ -2,46 +2,171 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from tasks.core import dorado_program
 from tasks.core.calls import EngineIdentity
-from tasks.core.chemistry import mismatch
-from tasks.core.errors import ChemistryError
+from tasks.core.chemistry import Fits, mismatch
+from tasks.core.dorado import Patience, default_min_qscore, fits_of, usual_rate
+from tasks.core.errors import ChemistryError, EngineError
 from tasks.core.reads import RunInfo
+from tasks.engines import scrappie
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
+from tasks.engines.dorado_program import DoradoProgram, DoradoProgramEngine, check_settings
+from tasks.engines.dorado_server import DoradoServerEngine, Server, model_set
 from tasks.engines.null import NULL_IDENTITY, NULL_MIN_QSCORE, NullEngine
 from tasks.settings import EngineSettings, RunSettings
 
 
-def open_engine(settings: EngineSettings) -> Engine:
-    """Open the engine that the settings name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What is known of a kind of engine by its settings alone."""
+
+    identity: Callable[[EngineSettings], EngineIdentity]
+    #: The chemistries it calls, and the model's name; None: it calls any, or finds out by itself.
+    fits: Callable[[EngineSettings], tuple[Fits | None, str]]
+    min_qscore: Callable[[EngineSettings], float]
+    #: A rough rate of all slots of a worker, samples per second.
+    rate: Callable[[EngineSettings], float]
+    #: Bundles that a worker runs at once: two where the engine waits for something else, so that one bundle's tail
+    #: overlaps the next one's head; one where it is the worker's own CPU that calls.
+    slots: Callable[[EngineSettings], int] = lambda settings: 1
+
+
+def _cpu_identity(settings: EngineSettings) -> EngineIdentity:
+    model = find_model(settings.model)
+    return EngineIdentity(
+        engine="cpu", version=version("shoal"), model=model.name, model_digest=model.digest, stride=model.stride
+    )
+
+
+def _cpu_fits(settings: EngineSettings) -> tuple[Fits, str]:
+    model = find_model(settings.model)
+    return model.fits, model.name
+
+
+def _server_identity(settings: EngineSettings) -> EngineIdentity:
+    """Tell all but stride and GPU, which are the server's to tell, to the workers: they write them with the calls."""
+    wanted = model_set(settings)
+    try:
+        library = version("ont-pybasecall-client-lib")
+    except PackageNotFoundError:
+        library = "unknown"  # here; the workers have it
+    return EngineIdentity(
+        engine="dorado-server",
+        version=library,
+        model=wanted.name,
+        model_digest="",
+        stride=0,
+        modified_base_models=wanted.mod_names,
+    )
+
+
+def _server_fits(settings: EngineSettings) -> tuple[Fits | None, str]:
+    name = model_set(settings).name
+    return fits_of(name), name  # a name that tells no chemistry is the person's own choice
+
+
+def _program_model(settings: EngineSettings) -> str:
+    return Path(settings.model or dorado_program.DEFAULT_MODEL).name
+
+
+def _program_identity(settings: EngineSettings) -> EngineIdentity:
+    """Tell what is known before the program has run: not its version, nor what it makes of `hac`."""
+    return EngineIdentity(engine="dorado", version="", model=_program_model(settings), model_digest="", stride=0)
+
+
+def _program_fits(settings: EngineSettings) -> tuple[Fits | None, str]:
+    """Tell the chemistry in the model's name. Of a complex, dorado chooses the model by the chemistry."""
+    check_settings(settings)
+    name = _program_model(settings)
+    return fits_of(name), name
+
+
+KINDS = {
+    "cpu": Kind(
+        identity=_cpu_identity,
+        fits=_cpu_fits,
+        min_qscore=lambda settings: find_model(settings.model).min_qscore,
+        rate=lambda settings: find_model(settings.model).samples_per_second * settings.threads,
+    ),
+    "null": Kind(
+        identity=lambda settings: NULL_IDENTITY,
+        fits=lambda settings: (None, NULL_IDENTITY.model),
+        min_qscore=lambda settings: NULL_MIN_QSCORE,
+        rate=lambda settings: settings.rate or 2e8,
+        slots=lambda settings: 2 if settings.rate else 1,
+    ),
+    "scrappie": Kind(
+        identity=lambda settings: scrappie.scrappie_identity(),
+        fits=lambda settings: (scrappie.FITS, "scrappie"),
+        min_qscore=lambda settings: scrappie.MIN_QSCORE,
+        rate=lambda settings: scrappie.SAMPLES_PER_SECOND,
+    ),
+    "dorado-server": Kind(
+        identity=_server_identity,
+        fits=_server_fits,
+        min_qscore=lambda settings: default_min_qscore(model_set(settings).name),
+        rate=lambda settings: usual_rate(model_set(settings).name),
+        slots=lambda settings: 2,
+    ),
+    "dorado": Kind(
+        identity=_program_identity,
+        fits=_program_fits,
+        min_qscore=lambda settings: default_min_qscore(_program_model(settings)),
+        rate=lambda settings: dorado_program.samples_per_second(settings.model or dorado_program.DEFAULT_MODEL),
+    ),
+}
+
+
+def open_engine(
+    settings: EngineSettings,
+    *,
+    server: Server | None = None,
+    reference: Path | None = None,
+    models: Path | None = None,
+    patience: Patience | None = None,
+) -> Engine:
+    """Open the engine that the settings name.
+
+    Args:
+        server: Who holds the basecall server, for the engine that needs one; it is closed with the engine.
+        reference: FASTA file or index to align to, for engines that align.
+        models: Folder in which the site keeps ONT's models.
+        patience: How long to wait for a server.
+    """
+    if settings.kind == "dorado-server":
+        if server is None:
+            raise EngineError("the engine dorado-server needs a server; infra.engines.open_engine_at gives it one")
+        return DoradoServerEngine(settings, server, reference=reference, models=models, patience=patience)
+    if settings.kind == "dorado":
+        return open_dorado_program(settings, DoradoProgram(models=models), reference)
     if settings.kind == "null":
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
-    return CpuEngine(find_model(settings.model), threads=settings.threads)
+    if settings.kind == "scrappie":
+        return scrappie.ScrappieEngine()
+    return CpuEngine(find_model(settings.model), threads=settings.threads, moves=settings.moves, int8=settings.int8)
+
+
+def open_dorado_program(settings: EngineSettings, site: DoradoProgram, reference: Path | None) -> Engine:
+    """Open ONT's stand-alone program as a site runs it."""
+    return DoradoProgramEngine(settings, site, reference=reference)
 
 
 def identify(settings: EngineSettings) -> EngineIdentity:
     """Tell what would call the reads, without opening it."""
-    if settings.kind == "null":
-        return NULL_IDENTITY
-    model = find_model(settings.model)
-    return EngineIdentity(
-        engine="cpu",
-        version=version("shoal"),
-        model=model.name,
-        model_digest=model.digest,
-        stride=model.stride,
-    )
+    return KINDS[settings.kind].identity(settings)
 
 
 def check_run(settings: EngineSettings, run: RunInfo) -> None:
     """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
-    if settings.kind == "null":
-        return
-    model = find_model(settings.model)
-    if reason := mismatch(run, model.fits, model.name):
+    fits, model = KINDS[settings.kind].fits(settings)
+    if fits is not None and (reason := mismatch(run, fits, model, settings.chemistry)):
         raise ChemistryError(reason)
 
 
@@ -49,20 +174,15 @@ def min_qscore_of(settings: RunSettings) -> float:
     """Return the mean qscore from which a read passes."""
     if settings.output.min_qscore is not None:
         return settings.output.min_qscore
-    return NULL_MIN_QSCORE if settings.engine.kind == "null" else find_model(settings.engine.model).min_qscore
+    return KINDS[settings.engine.kind].min_qscore(settings.engine)
 
 
 def slots_of(settings: EngineSettings) -> int:
-    """Return how many bundles a worker runs at once.
-
-    Two where the engine waits for something else, so that one bundle's tail overlaps the next one's head; one where it
-    is the worker's own CPU that calls.
-    """
-    return 2 if settings.rate else 1
+    """Return how many bundles a worker runs at once."""
+    return KINDS[settings.kind].slots(settings)
 
 
 def samples_per_second(settings: EngineSettings) -> float:
     """Return a rough rate of one slot, for estimates."""
-    if settings.kind == "null":
-        return settings.rate or 2e8
-    return find_model(settings.model).samples_per_second * settings.threads
+    kind = KINDS[settings.kind]
+    return kind.rate(settings) / kind.slots(settings)

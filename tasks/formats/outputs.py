@@ -135,6 +135,11 @@ class BatchOutputs:
         self._runs: dict[int, _RunOutputs] = {}
         self._files: dict[Place, CallFile] = {}
 
+    @property
+    def identity(self) -> EngineIdentity:
+        """What called the reads."""
+        return self._writing.identity
+
     def add(self, number: int, read: Read, calls: Iterable[BasecalledRead]) -> int:
         """Write the calls of a read; return their bases.
 

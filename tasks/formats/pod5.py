@@ -171,7 +171,7 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
                 for read in _batch_reads(path, batch.slice(lo, hi - lo), base + lo, position, runs, signal):
                     position += 1
                     held += read.num_samples if isinstance(read, Read) else 0
-                    if held > 32_000_000:  # else a 100 GB file would count, page by page, as our memory
+                    if held > 8_000_000:  # else a 100 GB file would count, page by page, as our memory
                         mapped.madvise(mmap.MADV_DONTNEED)
                         held = 0
                     yield read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class Workspace:
         return self.state / "settings.json"
 
     @property
+    def run_id(self) -> Path:
+        """Holds the name of all the run's Slurm jobs, the same for every flow that works on it."""
+        return self.state / "run_id"
+
+    @property
     def lock(self) -> Path:
         return self.state / "lock"
 
@@ -77,18 +83,33 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a crash, sees the old file or the new one, never half of it."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+def run_id_of(workspace: Workspace) -> str:
+    """Return the run's id, made at its first call. Only for the one flow that owns the run folder."""
+    try:
+        return workspace.run_id.read_text("utf-8").strip()
+    except FileNotFoundError:
+        made = f"shoal-{uuid.uuid4().hex[:12]}"
+        write_text(workspace.run_id, made + "\n")
+        return made
 
 
-def write_text(path: Path, text: str) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write JSON so that a reader, or a crash, sees the old file or the new one, never half of it.
+
+    Args:
+        durable: Whether it must survive a crash of the machine, at the price of waiting for the disk.
+    """
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n", durable=durable)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file by a whole new one."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     with new.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     new.replace(path)
 
 

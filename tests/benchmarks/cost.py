@@ -60,10 +60,12 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the cases that are named; all, when none is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=list(CASES), help="default: all")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--samples", type=float, default=1e9)
     parser.add_argument("--data", type=Path, help="keep the replayed runs here, for the next time")
     given = parser.parse_args(arguments)
+    if unknown := set(given.cases) - set(CASES):
+        parser.error(f"no case {unknown.pop()!r}; there are {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         site = work / "site.toml"
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with prefect_api(log_folder=work, announce=print):
             start = measure(make_run(work / "one", reads=1, mean=50_000, per_file=1), work / "out-one", site)
             costs = {}
-            for case in given.cases:
+            for case in given.cases or CASES:
                 mean, per_file, options = CASES[case]
                 reads = int(given.samples / mean)
                 data = (given.data or work) / f"{case if case != 'busy' else 'long'}-{reads}"

@@ -104,3 +104,12 @@ def test_real_files(folder: str) -> None:
         for read in read_rows(str(path), 0, rows):
             assert not isinstance(read, Unreadable)
             assert (mismatch(read.run, FITS, "minnow") is None) == fitting, path.name
+
+
+def test_what_the_user_says_counts_for_runs_that_do_not_tell() -> None:
+    silent = run_info(flow_cell_product_code="", sequencing_kit="")
+    assert "--chemistry" in (mismatch(silent, FITS, "model") or "")
+    assert mismatch(silent, FITS, "model", "dna_r10.4.1_400bps") is None
+    assert "is RNA" in (mismatch(silent, FITS, "model", "rna004_130bps") or "")
+    telling = run_info(flow_cell_product_code="FLO-MIN106", sequencing_kit="sqk-lsk109")
+    assert "pore R9.4.1" in (mismatch(telling, FITS, "model", "dna_r10.4.1_400bps") or "")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -16,12 +18,28 @@ from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.engines.null import NullEngine
+from tasks.engines.scrappie import ScrappieEngine
+from tests.data import library
+from tests.engines.bonito_form import random_weights, write_model
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
+
+def _model_directory() -> Engine:
+    with TemporaryDirectory() as folder:
+        return CpuEngine(find_model(str(write_model(Path(folder), random_weights(), form="dorado"))), moves=True)
+
+
+def _scrappie() -> Engine:
+    library("scrappy")
+    return ScrappieEngine()
+
+
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "cpu": lambda: CpuEngine(find_model("minnow-v0")),
-    "cpu, 2 threads": lambda: CpuEngine(find_model("minnow-v0"), threads=2),
+    "cpu": lambda: CpuEngine(find_model("minnow-v0"), moves=True),
+    "cpu, 2 threads": lambda: CpuEngine(find_model("minnow-v0"), threads=2, moves=True),
+    "cpu, model directory": _model_directory,
+    "scrappie": _scrappie,
     "null": NullEngine,
     "null at a rate": lambda: NullEngine(5e7, in_flight_samples=1_000_000),
 }

@@ -13,19 +13,22 @@ from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
 from tasks.engines.catalogue import find_model
-from tasks.engines.cpu import CHUNK, OVERLAP, WAITING_READS, CpuEngine, _Calling
+from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling
+from tasks.engines.networks import open_network
 from tasks.formats.pod5 import Unreadable, read_rows
 from tests.data import library, shared
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
+#: Samples per chunk and of overlap of the bundled model.
+CHUNK, OVERLAP = 6000, 600
 #: Reads of the set that no training has seen, by the start of their ids.
 HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
 
 
 @pytest.fixture(scope="module")
 def engine() -> CpuEngine:
-    return CpuEngine(find_model("minnow-v0"))
+    return CpuEngine(find_model("minnow-v0"), moves=True)
 
 
 def call(engine: CpuEngine, given: Read) -> Outcome:
@@ -66,16 +69,19 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
 
 
 def test_a_base_across_a_seam_is_one_base() -> None:
-    calling = _Calling(squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model("minnow-v0"))
+    read, model = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model("minnow-v0")
+    calling = _Calling(read, model, open_network(model, threads=1, int8=False), moves=True)
     chunks = list(calling.chunks())
-    assert len(chunks) == 2
-    for chunk in chunks:  # A in every frame: with the seam forgotten, it would be two
-        frames = len(chunk) // 3
-        calling.take(np.ones(frames, np.uint8), np.full(frames, 0.9, np.float32))
+    assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK]
+    seam = (CHUNK - OVERLAP // 2) // 3
+    for start in (0, CHUNK - OVERLAP):  # both chunks see the base that lies on the seam; one of them counts it
+        frames = np.zeros(CHUNK // 3, np.uint8)
+        frames[seam - start // 3] = 1
+        calling.take(frames, np.full(CHUNK // 3, 0.9, np.float32))
     made = calling.outcome().calls[0]
     assert made.sequence == b"A"
     assert made.moves is not None
-    assert np.flatnonzero(made.moves).tolist() == [0]
+    assert np.flatnonzero(made.moves).tolist() == [seam]
 
 
 def test_a_dead_tail_does_not_change_the_scaling(engine: CpuEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -111,3 +112,25 @@ def test_it_is_ended_and_the_environment_put_back_after_an_error(unset: Path) ->
         raise KeyError
     assert not ours.is_running()
     assert dict(os.environ) == environment
+
+
+def test_a_server_for_other_machines_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    said: list[str] = []
+    with prefect_api(log_folder=tmp_path, announce=said.append, host="127.0.0.2") as url:
+        assert url.startswith("http://127.0.0.2:")
+        user, _, password = os.environ["PREFECT_API_AUTH_STRING"].partition(":")
+        ask = partial(httpx.post, f"{url}/flow_runs/filter", json={})
+        assert ask().status_code == 401
+        assert ask(auth=(user, password)).status_code == 200
+    assert "PREFECT_API_AUTH_STRING" not in os.environ
+
+
+def test_an_api_that_workers_cant_reach_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://localhost:4200/api")
+    with (
+        pytest.raises(SettingsError, match="workers on other machines can't reach"),
+        prefect_api(log_folder=tmp_path, announce=pytest.fail, host="127.0.0.2"),
+    ):
+        pass

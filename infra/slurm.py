@@ -1,0 +1,426 @@
+"""A Dask cluster whose workers are Slurm jobs, without the holes of dask-jobqueue's.
+
+What this adds to SLURMCluster, each for a fault that was seen: a lost job is replaced, under another name; an sbatch
+that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came up
+are noticed, and told; a job that waits too long is told with Slurm's reason; several pools serve one queue, grow with
+the work and shrink when idle; at the end no job of the run is left, even when Slurm was away meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import distributed
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+from distributed.core import Status
+from distributed.deploy.spec import ProcessInterface
+
+from infra.site import PoolResources, Site, StageResources
+from tasks.core.resources import PoolState, correction, format_walltime, lifetime
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at workers and work, and at the queue while nothing is amiss.
+TICK = 1.0
+QUEUE_EVERY = 15.0
+#: Seconds before a failed sbatch is tried again.
+RETRY_AFTER = 5.0
+#: Seconds that a worker tries to reach the scheduler before it ends its job.
+DEATH_TIMEOUT = 60
+#: Jobs in a row that end before a worker came up, after which more of them are no use.
+STILLBORN = 5
+#: Seconds in which the last jobs must be gone from the queue, at the end.
+LEAVE_WITHIN = 60.0
+#: Environment variable of a job: seconds since the epoch from which its worker takes no new bundle.
+RETIRE_AT = "SHOAL_RETIRE_AT"
+
+#: Dask's own reactions that are others than on one machine. A whole node may die with several workers, and bundles that
+#: merely waited there are no culprits; a worker that its nanny restarts keeps its job, for the queue may be long.
+SLURM_SETTINGS = {
+    "distributed.scheduler.allowed-failures": 12,
+    "distributed.deploy.lost-worker-timeout": "60s",
+    "distributed.comm.timeouts.tcp": "30s",
+}
+
+
+def job_options(resources: StageResources, *, run_id: str, slots: int, logs: Path, scratch: Path | None) -> Any:
+    """Say what a stage's jobs are made of, in dask-jobqueue's words."""
+    memory = resources.threads * resources.memory_per_thread_gb
+    inherited = [f"export PYTHONPATH={shlex.quote(path)}" for path in [os.environ.get("PYTHONPATH")] if path]
+    return {
+        "job_name": run_id,
+        "queue": resources.partition,
+        "account": resources.account,
+        "walltime": format_walltime(resources.walltime_seconds),
+        "cores": slots,
+        "processes": 1,
+        "job_cpu": resources.threads,
+        "memory": f"{memory}GiB",
+        "job_mem": f"{round(memory * 1024)}M",
+        "job_extra_directives": [
+            "--no-requeue",  # we replace it; a second copy would come minutes later
+            *([f"--gres={resources.gres}"] if resources.gres else []),
+            *resources.extra,
+        ],
+        # exec: else Slurm's SIGTERM ends the shell, the job counts as done, and the worker lives on outside it.
+        "python": f"exec {shlex.quote(sys.executable)}",
+        "job_script_prologue": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *inherited],
+        "worker_extra_args": ["--no-dashboard"],
+        "death_timeout": DEATH_TIMEOUT,
+        "log_directory": str(logs),
+        "local_directory": str(scratch) if scratch else None,
+    }
+
+
+def job_script(resources: StageResources, **options: Any) -> str:
+    """Write a job of a stage's as it would be submitted, but for the scheduler's address."""
+    options = job_options(resources, **options)
+    return str(SlurmJob("tls://127.0.0.1:1", name="worker-0", **options).job_script())
+
+
+class SlurmJob(SLURMJob):
+    """A job that counts as closed once it was cancelled."""
+
+    submitted = 0.0
+
+    async def start(self) -> None:
+        """Submit it."""
+        self.submitted = time.monotonic()
+        await super().start()
+
+    async def close(self) -> None:
+        """Cancel it."""
+        await super().close()
+        await ProcessInterface.close(self)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pool:
+    """Workers of one kind."""
+
+    name: str
+    resources: PoolResources
+    options: dict[str, Any]
+    made: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """What was seen of a job that was asked for."""
+
+    pool: _Pool
+    #: Monotonic seconds since when its worker has had nothing to do.
+    idle_since: float
+    #: Whether its worker was ever there.
+    was_there: bool = False
+    told_pending: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Scaling:
+    """How many workers there may be, and when they go."""
+
+    minimum: int
+    maximum: int
+    slots: int
+    #: Seconds.
+    idle: float
+    drain: int | None = None
+    tell_pending_after: float = 120.0
+
+
+@dataclass(slots=True)
+class QueueState:
+    """Jobs of the run in Slurm's queue: state and reason by job id; None where Slurm did not answer."""
+
+    jobs: dict[str, tuple[str, str]] | None = None
+    looked: float = field(default_factory=lambda: -QUEUE_EVERY)
+
+
+class SlurmCluster(SLURMCluster):
+    """Workers as jobs, in one or several pools, as many as there is work for."""
+
+    job_cls = SlurmJob
+    scheduler: Any
+
+    def __init__(
+        self, pools: Sequence[PoolResources], site: Site, scaling: Scaling, *, run_id: str, logs: Path, secrets: Path
+    ) -> None:
+        """Start a scheduler here. Jobs are submitted as bundles come in, and `minimum` of them at once.
+
+        Args:
+            run_id: Name of all the jobs.
+            logs: Folder for what the jobs print.
+            secrets: Folder that all nodes share, for the keys of this cluster's connections; nobody else may read it.
+        """
+        self._scaling = scaling
+        self._run_id = run_id
+        self._logs = logs
+        self._pools = []
+        for number, pool in enumerate(pools):
+            options = job_options(pool, run_id=run_id, slots=scaling.slots, logs=logs, scratch=site.scratch)
+            self._pools.append(_Pool(name=pool.partition or f"pool{number}", resources=pool, options=options))
+        self._known: dict[str, _Known] = {}
+        self._queue = QueueState()
+        self._stillborn = 0
+        self._retry_at = 0.0
+        self._tending: asyncio.Task[None] | None = None
+        #: What the flow should tell; taken by `news`.
+        self._news: deque[str] = deque(maxlen=100)
+        #: Why more workers are no use; the flow ends with it.
+        self.trouble = ""
+        super().__init__(
+            interface=site.interface,
+            security=distributed.Security.temporary(),
+            shared_temp_directory=str(secrets),
+            scheduler_options={"dashboard_address": site.dashboard},
+            **self._pools[0].options,
+        )
+
+    async def _start(self) -> None:
+        await super()._start()
+        self._tending = asyncio.create_task(self._tend())
+
+    async def _close(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._tending
+        with _quiet("distributed.scheduler"):  # it calls the connections that it cuts itself errors
+            await super()._close()
+        for key in ("_job_ca_file", "_job_key", "_job_cert"):
+            if file := getattr(self, key, None):
+                file.close()
+        if self._known:
+            await self._see_jobs_leave()
+
+    def news(self) -> list[str]:
+        """Take what happened since the last call, in words."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    def replace(self, worker: str) -> None:
+        """Cancel a worker's job at once, and give its bundles to others; another job takes its place."""
+        self.sync(self._replace, worker)
+
+    async def _replace(self, worker: str) -> None:
+        self.worker_spec.pop(worker, None)
+        job = self.workers.pop(worker, None)
+        self._known.pop(worker, None)
+        for address in self._addresses(worker):
+            await self.scheduler.remove_worker(address, stimulus_id=f"replace-{worker}")
+        if job is not None:
+            await job.close()
+
+    def restart(self, worker: str) -> None:
+        """Start a worker's process, and with it the engine, anew within its job."""
+        self.sync(self._restart, worker)
+
+    async def _restart(self, worker: str) -> None:
+        await self.scheduler.restart_workers(
+            self._addresses(worker), timeout=20, wait_for_workers=False, on_error="return", stimulus_id="restart"
+        )
+
+    def job_of(self, worker: str) -> str:
+        """Return the Slurm job of a worker; the empty string when it has none."""
+        job = self.workers.get(worker)
+        return (job.job_id or "") if job is not None else ""
+
+    def _addresses(self, worker: str) -> list[str]:
+        return [address for address, state in self.scheduler.workers.items() if state.name == worker]
+
+    async def _tend(self) -> None:
+        """Heal and scale, until the cluster closes."""
+        while True:
+            try:
+                await self._look()
+                self._scale_to_work()
+                await self._correct_state()
+            except Exception:
+                logger.exception("the cluster could not be tended; trying again")
+            await asyncio.sleep(TICK)
+
+    async def _correct_state_internal(self) -> None:
+        """Bring jobs in line with what is wanted.
+
+        Dask's own gives worker names where addresses are due, so that nobody is retired, and takes a job whose sbatch
+        failed for one that lives.
+        """
+        leaving = [name for name in self.workers if name not in self.worker_spec]
+        if leaving and self.scheduler.status == Status.running:
+            await self.scheduler.retire_workers(names=leaving)
+        try:
+            await super()._correct_state_internal()
+        except RuntimeError as error:
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            self._tell(f"sbatch failed, it is tried again in {RETRY_AFTER:.0f} s: {_last_line(str(error))}")
+        finally:
+            for name, job in list(self.workers.items()):
+                if job.status == Status.created:  # its sbatch failed
+                    job.status = Status.closed
+                    del self.workers[name]
+                    self._forget(name)
+
+    async def _look(self) -> None:
+        """See which workers are there, which are idle, and whose jobs have gone."""
+        now = time.monotonic()
+        there = {state.name: state for state in self.scheduler.workers.values()}
+        for name in [name for name in self._known if name in self.worker_spec and name not in self.workers]:
+            if self._known[name].was_there:  # Dask gave it up
+                self._forget(name)
+        for name, known in self._known.items():
+            if name in there:
+                if not known.was_there:
+                    known.was_there = True
+                    self._stillborn = 0
+                    self._tell(f"worker {name} is there: job {self.job_of(name)} on {there[name].host}")
+                    known.idle_since = now
+                if there[name].processing:
+                    known.idle_since = now
+        missing = [name for name in self.workers if name not in there]
+        lost = any(self._known[name].was_there for name in missing if name in self._known)
+        if missing and now - self._queue.looked >= (2 * TICK if lost else QUEUE_EVERY / 3):
+            self._queue = QueueState(await self._squeue(), now)
+            for name in missing:
+                await self._judge_job(name, now)
+
+    async def _judge_job(self, name: str, now: float) -> None:
+        """Tell and replace a job that has gone; tell one that waits long."""
+        job, known = self.workers.get(name), self._known.get(name)
+        if self._queue.jobs is None or job is None or known is None or now - job.submitted < 5 * TICK:
+            return
+        state, reason = self._queue.jobs.get(job.job_id, ("", ""))
+        if state == "PENDING":
+            waited = now - job.submitted
+            if waited > self._scaling.tell_pending_after and not known.told_pending:
+                known.told_pending = True
+                self._tell(f"job {job.job_id} for worker {name} has waited for {waited:.0f} s; Slurm says: {reason}")
+        elif state in ("", "COMPLETING"):
+            self.workers.pop(name)
+            self._forget(name)
+            await job.close()
+            if known.was_there:
+                self._tell(f"job {job.job_id} of worker {name} has ended; another takes its place")
+                return
+            self._stillborn += 1
+            said = _tail(self._logs / f"{self._run_id}-{job.job_id}.err")
+            self._tell(f"job {job.job_id} ended before its worker came up; {said}")
+            if self._stillborn >= STILLBORN:
+                self.trouble = f"{STILLBORN} Slurm jobs in a row ended before a worker came up; of the last one, {said}"
+
+    def _scale_to_work(self) -> None:
+        """Ask for workers where bundles wait, and give back those that idle."""
+        now = time.monotonic()
+        if now < self._retry_at or self.trouble:
+            return
+        bundles = sum(task.state in _UNFINISHED for task in self.scheduler.tasks.values())
+        by_pool: list[dict[str, float]] = []
+        for pool in self._pools:
+            by_pool.append(
+                {
+                    name: now - known.idle_since
+                    for name, known in self._known.items()
+                    if known.pool is pool and name in self.worker_spec
+                }
+            )
+        states = [
+            PoolState(
+                maximum=pool.resources.maximum,
+                workers=len(idle),
+                idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
+            )
+            for pool, idle in zip(self._pools, by_pool, strict=True)
+        ]
+        scaling = self._scaling
+        add, drop = correction(
+            states, bundles=bundles, slots=scaling.slots, minimum=scaling.minimum, maximum=scaling.maximum
+        )
+        for pool, idle, more, fewer in zip(self._pools, by_pool, add, drop, strict=True):
+            for name in sorted(idle, key=lambda name: -idle[name])[:fewer]:
+                self._tell(f"worker {name} had nothing to do for {idle[name]:.0f} s and gives its job back")
+                self._forget(name)
+            for _ in range(more):
+                self._ask_for(pool, now)
+
+    def _ask_for(self, pool: _Pool, now: float) -> None:
+        number, pool.made = pool.made, pool.made + 1
+        name = f"{pool.name}-{number}"
+        retire = lifetime(pool.resources.walltime_seconds, number, self._scaling.drain)
+        options = {
+            **self._job_kwargs,
+            **pool.options,
+            "job_script_prologue": [
+                *pool.options["job_script_prologue"],
+                f"export {RETIRE_AT}=$(( $(date +%s) + {retire} ))",
+            ],
+        }
+        self.worker_spec[name] = {"cls": self.job_cls, "options": options}
+        self._known[name] = _Known(pool=pool, idle_since=now)
+
+    def _forget(self, name: str) -> None:
+        self.worker_spec.pop(name, None)
+        self._known.pop(name, None)
+
+    def _tell(self, text: str) -> None:
+        logger.info("%s", text)
+        if not self._news or self._news[-1] != text:
+            self._news.append(text)
+
+    async def _squeue(self) -> dict[str, tuple[str, str]] | None:
+        try:
+            listed = await SlurmJob._call(["squeue", "--noheader", "--name", self._run_id, "--format", "%A|%T|%r"])
+        except (RuntimeError, OSError) as error:
+            logger.warning("squeue failed: %s", _last_line(str(error)))
+            return None
+        rows = (line.strip().split("|", 2) for line in listed.splitlines() if line.strip())
+        return {job: (state, reason) for job, state, reason in rows}
+
+    async def _see_jobs_leave(self) -> None:
+        """Cancel what is left by name until the queue shows none: a scancel may have failed while Slurm was away."""
+        deadline = time.monotonic() + LEAVE_WITHIN
+        while (jobs := await self._squeue()) != {}:
+            if time.monotonic() > deadline:
+                logger.error("jobs may be left in Slurm's queue; cancel them: scancel --name %s", self._run_id)
+                return
+            if jobs and any(state != "COMPLETING" for state, _ in jobs.values()):
+                with suppress(RuntimeError):
+                    await SlurmJob._call(["scancel", "--name", self._run_id])
+            await asyncio.sleep(0.3)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+_UNFINISHED = frozenset({"waiting", "queued", "no-worker", "processing"})
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if "error" in line.lower()]
+    return (said or lines or [""])[-1]
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return f"it left no log {log}"
+    return f"its log {log} ends with: {lines[-1]}" if lines else f"its log {log} is empty"

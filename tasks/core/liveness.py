@@ -1,0 +1,99 @@
+"""Who is alive: heartbeats in, verdicts out; no file and no clock.
+
+No two clocks are compared: a beat counts as new when it differs from the last one that *we* saw, and ages run on our
+own monotonic clock. So neither the clocks of the nodes nor the caches of a network file system matter but by seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A sign of life, as the file of a slot tells it."""
+
+    #: Name of the Dask worker.
+    worker: str
+    #: Of the Dask worker process.
+    address: str = ""
+    host: str = ""
+    process: int
+    #: Tells this slot's work on one bundle from every other.
+    attempt: str = ""
+    bundle: int = -1
+    batch_id: str
+    #: Reads and samples answered in this bundle.
+    reads: int
+    samples: int
+    #: Seconds since the epoch, by the worker's clock.
+    time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A beat, and when we saw it."""
+
+    beat: Beat
+    #: Our monotonic seconds: when the beat last changed, and when its reads did.
+    changed: float
+    progressed: float
+
+
+class Verdict(Enum):
+    """What becomes of a slot."""
+
+    ALIVE = "alive"
+    #: No sign of life for a while: shown, nothing else.
+    LATE = "late"
+    #: Signs of life, but no read is answered: its engine is opened anew.
+    STALLED = "stalled"
+    #: No sign of life for too long: its worker is replaced.
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds until a slot is late, dead, stalled."""
+
+    late_after: float
+    dead_after: float
+    stall_after: float
+
+
+def observe(before: Mapping[str, Sighting], beats: Iterable[Beat], *, now: float) -> dict[str, Sighting]:
+    """Bring sightings up to date with the beats that are there now; slots without one have nothing to do.
+
+    Args:
+        now: Monotonic seconds.
+    """
+    seen = {}
+    for beat in beats:
+        key = f"{beat.worker}/{beat.process}/{beat.attempt}"
+        last = before.get(key)
+        if last is None:
+            seen[key] = Sighting(beat=beat, changed=now, progressed=now)
+        elif beat != last.beat:
+            progressed = now if beat.reads != last.beat.reads else last.progressed
+            seen[key] = Sighting(beat=beat, changed=now, progressed=progressed)
+        else:
+            seen[key] = last
+    return seen
+
+
+def judge(sightings: Mapping[str, Sighting], patience: Patience, *, now: float) -> dict[str, Verdict]:
+    """Return the verdict on each slot. A slot that is silent can't be told to stall: dead comes before stalled."""
+    return {key: _verdict(sighting, patience, now) for key, sighting in sightings.items()}
+
+
+def _verdict(sighting: Sighting, patience: Patience, now: float) -> Verdict:
+    silent = now - sighting.changed
+    if silent >= patience.dead_after:
+        return Verdict.DEAD
+    if silent >= patience.late_after:
+        return Verdict.LATE
+    if now - sighting.progressed >= patience.stall_after:
+        return Verdict.STALLED
+    return Verdict.ALIVE

@@ -1,0 +1,143 @@
+"""How right a model's calls are, how fast it calls, and whether its scores say so.
+
+    python -m tests.benchmarks.accuracy [--model NAME|DIR] [--int8]
+
+Calls the six reads of sq_f5c (R10.4.1, 4 kHz; MIT) that no training sees, and slorado's read (5 kHz; MIT), with the
+embedded engine, and compares each with its published call: matches per alignment column, aligned from end to end by
+edlib, and by mappy's best hit, with the share of the call that it covers. Speed is samples per CPU second. The last
+table sets the error that the scores of bases promise against the one observed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import edlib
+import mappy
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tasks.core.reads import Read
+from tasks.engines.catalogue import find_model
+from tasks.engines.cpu import CpuEngine
+from tasks.formats.pod5 import read_rows, scan_pod5
+from tests.data import SHARED
+
+HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
+SETS = (
+    ("sq_f5c, 4 kHz", "r10_4khz/sq_f5c_reads", HELD_OUT),
+    ("slorado, 5 kHz", "r10_5khz/slorado_one_5khz", ("",)),
+)
+BINS = (0, 3, 5, 7, 9, 12, 15, 20, 99)
+
+
+def reads_of(pod5: Path, starts: tuple[str, ...]) -> list[Read]:
+    """Read the reads whose ids start so."""
+    rows = read_rows(str(pod5), 0, len(scan_pod5(pod5).read_ids))
+    return [read for read in rows if isinstance(read, Read) and read.read_id.startswith(starts)]
+
+
+def truths_of(fastq: Path) -> dict[str, str]:
+    """Read the published calls."""
+    lines = fastq.read_text().splitlines()
+    return {name[1:].split()[0]: sequence for name, sequence in zip(lines[::4], lines[1::4], strict=True)}
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="name of a bundled model, or a model directory; default: the default model")
+    parser.add_argument("--int8", action="store_true")
+    given = parser.parse_args()
+    model = find_model(given.model)
+    engine = CpuEngine(model, int8=given.int8)
+    table = Table(title=f"{model.name} {model.digest[:12]}{' int8' if given.int8 else ''}")
+    for name in ("set", "read", "bases", "identity, end to end", "identity, mapped", "aligned", "mean qscore"):
+        table.add_column(name)
+    promised, wrong = [], []
+    for title, stem, starts in SETS:
+        pod5 = SHARED / "data" / f"{stem}.pod5"
+        truths = truths_of(pod5.with_suffix("").with_name(f"{pod5.stem}.truth.fastq"))
+        reads = reads_of(pod5, starts)
+        began = time.process_time()
+        answers = list(engine.basecall(reads))
+        spent = time.process_time() - began
+        columns = matches = mapped_columns = mapped_matches = covered = bases = 0
+        for read, outcome in answers:
+            call = outcome.calls[0]
+            sequence, truth = call.sequence.decode(), truths[read.read_id]
+            good, length, right = end_to_end(sequence, truth)
+            hits = list(mappy.Aligner(seq=truth, preset="map-ont", k=11, w=5, min_chain_score=20).map(sequence))
+            best = max(hits, key=lambda hit: int(hit.blen), default=None)
+            share = sum(hit.q_en - hit.q_st for hit in hits if hit.is_primary) / len(sequence)
+            mapped = best.mlen / best.blen if best else 0.0
+            table.add_row(
+                title,
+                read.read_id[:8],
+                f"{len(sequence):,}",
+                f"{good / length:.4f}",
+                f"{mapped:.4f}",
+                f"{min(share, 1.0):.3f}",
+                f"{call.mean_qscore:.2f}",
+            )
+            columns, matches, bases = columns + length, matches + good, bases + len(sequence)
+            covered += min(share, 1.0) * len(sequence)
+            mapped_columns += best.blen if best else 0
+            mapped_matches += best.mlen if best else 0
+            promised.append(np.frombuffer(call.qstring, np.uint8).astype(int) - 33)
+            wrong.append(~right)
+        table.add_row(
+            f"[bold]{title}",
+            f"{sum(bool(o.calls) for _, o in answers)} of {len(reads)}",
+            f"{bases:,}",
+            f"[bold]{matches / columns:.4f}",
+            f"{mapped_matches / max(mapped_columns, 1):.4f}",
+            f"{covered / bases:.3f}",
+            f"{sum(read.num_samples for read in reads) / spent:,.0f} samples/CPU s",
+            end_section=True,
+        )
+    console = Console()
+    console.print(table)
+    console.print(calibration(np.concatenate(promised), np.concatenate(wrong)))
+
+
+def end_to_end(call: str, truth: str) -> tuple[int, int, np.ndarray]:
+    """Align globally by least edits; return matches, columns, and which bases of the call match."""
+    hit = operations_of(call, truth)
+    right = np.zeros(len(call), bool)
+    at = columns = matches = 0
+    for operation, length in hit:
+        columns += length
+        if operation == "=":
+            right[at : at + length] = True
+            matches += length
+        at += length if operation in "=XI" else 0
+    return matches, columns, right
+
+
+def operations_of(call: str, truth: str) -> list[tuple[str, int]]:
+    """Return the operations of a global alignment of least edits."""
+    cigar = edlib.align(call, truth, "NW", "path")["cigar"]
+    return [(operation, int(length)) for length, operation in re.findall(r"(\d+)([=XID])", cigar)]
+
+
+def calibration(promised: np.ndarray, wrong: np.ndarray) -> Table:
+    """Set promised errors against observed ones, by bins of score."""
+    table = Table(title="scores of bases: error promised, error observed (substituted or inserted)")
+    for name in ("Phred", "bases", "promised", "observed"):
+        table.add_column(name)
+    for low, high in pairwise(BINS):
+        inside = (promised >= low) & (promised < high)
+        if inside.sum() >= 50:
+            expected = (10.0 ** (-promised[inside] / 10)).mean()
+            table.add_row(f"{low} to {high - 1}", f"{inside.sum():,}", f"{expected:.3f}", f"{wrong[inside].mean():.3f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

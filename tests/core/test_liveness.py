@@ -1,0 +1,77 @@
+"""Late, stalled, dead: by what we saw and when, whatever the clocks of the nodes say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.core.liveness import Beat, Patience, Sighting, Verdict, judge, observe
+
+PATIENCE = Patience(late_after=10, dead_after=60, stall_after=300)
+
+
+def beat(time: float = 0.0, *, worker: str = "w", reads: int = 0, attempt: str = "a") -> Beat:
+    return Beat(worker=worker, process=1, attempt=attempt, batch_id="b", reads=reads, samples=10 * reads, time=time)
+
+
+@pytest.mark.parametrize(
+    ("silent", "idle", "verdict"),
+    [
+        (0, 0, Verdict.ALIVE),
+        (9, 9, Verdict.ALIVE),
+        (10, 10, Verdict.LATE),
+        (59, 59, Verdict.LATE),
+        (60, 60, Verdict.DEAD),
+        (1, 299, Verdict.ALIVE),
+        (1, 300, Verdict.STALLED),
+        (9, 5000, Verdict.STALLED),
+        (10, 5000, Verdict.LATE),  # silent now: it may be dying
+        (60, 5000, Verdict.DEAD),
+    ],
+)
+def test_verdicts(silent: float, idle: float, verdict: Verdict) -> None:
+    sighting = Sighting(beat=beat(), changed=1000 - silent, progressed=1000 - idle)
+    assert judge({"slot": sighting}, PATIENCE, now=1000) == {"slot": verdict}
+
+
+def follow(*seen: tuple[float, list[Beat]]) -> dict[str, Sighting]:
+    """Observe beats at our own times."""
+    sightings: dict[str, Sighting] = {}
+    for now, beats in seen:
+        sightings = observe(sightings, beats, now=now)
+    return sightings
+
+
+def test_a_slot_is_as_old_as_our_first_sight_of_it() -> None:
+    """The time in the beat is of another clock, here a day ahead or behind."""
+    for time in (-86_400, 0, 86_400):
+        (sighting,) = follow((500, [beat(time)])).values()
+        assert (sighting.changed, sighting.progressed) == (500, 500)
+
+
+def test_beats_without_reads_are_life_but_no_progress() -> None:
+    (sighting,) = follow(
+        (500, [beat(1)]), (510, [beat(2)]), (520, [beat(3, reads=4)]), (530, [beat(4, reads=4)])
+    ).values()
+    assert (sighting.changed, sighting.progressed) == (530, 520)
+
+
+def test_a_beat_that_stays_the_same_ages() -> None:
+    (sighting,) = follow((500, [beat(1)]), (510, [beat(1)]), (561, [beat(1)])).values()
+    assert sighting.changed == 500
+    assert judge({"slot": sighting}, PATIENCE, now=561) == {"slot": Verdict.DEAD}
+
+
+def test_a_slot_that_ended_is_forgotten() -> None:
+    assert not follow((500, [beat(1)]), (510, []))
+
+
+def test_a_new_attempt_of_the_same_worker_begins_anew() -> None:
+    (sighting,) = follow((500, [beat(1, attempt="a")]), (580, [beat(1, attempt="b")])).values()
+    assert sighting.changed == 580
+
+
+def test_slots_are_judged_apart() -> None:
+    sightings = follow(
+        (500, [beat(1, worker="one"), beat(1, worker="two")]), (570, [beat(1, worker="one"), beat(9, worker="two")])
+    )
+    assert sorted(verdict.value for verdict in judge(sightings, PATIENCE, now=571).values()) == ["alive", "dead"]

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tasks.core.errors import EngineError, SettingsError
+from tasks.engines import bonito, crf
+from tasks.engines.catalogue import Model, find_model, list_models
+from tasks.engines.cpu import CpuEngine
+from tasks.engines.torch_weights import read_weights
+from tests.engines.bonito_form import (
+    CONFIG,
+    NAME,
+    STAY,
+    STRIDE,
+    forward,
+    random_weights,
+    write_archive,
+    write_model,
+)
+from tests.engines.squiggles import squiggle
+from tests.making import run_info
+
+FORMS = ["bonito", "dorado"]
+#: The same network spelt out layer by layer, as newer models have it, with a clamp that changes nothing.
+SERIAL = """
+[model]
+package = "bonito.crf"
+[run_info]
+sample_rate = 4000
+[scaling]
+strategy = "pa"
+[standardisation]
+standardise = 1
+mean = 90.0
+stdev = 20.0
+""" + "".join(
+    f"[[encoder.sublayers]]\n{text}\n"
+    for text in (
+        'type = "convolution"\nsize = 4\nwinlen = 5\nstride = 1\npadding = 2\nactivation = "swish"',
+        'type = "convolution"\nsize = 16\nwinlen = 5\nstride = 1\npadding = 2\nactivation = "swish"',
+        'type = "convolution"\nsize = 8\nwinlen = 19\nstride = 5\npadding = 9\nactivation = "swish"',
+        'type = "permute"\ndims = [2, 0, 1]',
+        *(f'type = "lstm"\nsize = 8\nreverse = {1 - i % 2}' for i in range(5)),
+        'type = "linearcrfencoder"\nstate_len = 2\nactivation = "tanh"\nscale = 5.0\nblank_score = 2.0',
+        'type = "clamp"\nmin = -5.0\nmax = 5.0',
+    )
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_of_both_forms(form: str, tmp_path: Path) -> None:
+    weights = random_weights()
+    read = read_weights(write_model(tmp_path, weights, form=form))
+    assert set(read) == set(weights)
+    assert all(np.array_equal(read[name], weights[name]) for name in weights)
+
+
+class _Call:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("run",)
+
+
+def test_a_pickle_that_names_a_function_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(tmp_path / "weights_1.tar", {"x": _Call()})
+    with pytest.raises(SettingsError, match=r"weights_1\.tar: names \w+\.print"):
+        read_weights(tmp_path)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"not a zip file"])
+def test_damaged_weights_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "weights_1.tar").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"weights_1\.tar"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SERIAL], ids=["older", "layer by layer"])
+def test_the_graph_computes_what_numpy_computes(config: str, tmp_path: Path) -> None:
+    weights = random_weights()
+    network = bonito.build_network(write_model(tmp_path, weights, form="bonito", config=config))
+    x = np.random.default_rng(2).normal(0, 1, (3, 400)).astype(np.float32)
+    (y,) = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"]).run(None, {"x": x[:, None]})
+    assert y.shape == (400 // STRIDE, 3, 64)
+    assert np.abs(y - forward(weights, x)).max() < 1e-3
+
+
+def all_paths(scores: np.ndarray, stay: float) -> Iterator[tuple[float, list[int], list[int]]]:
+    """Yield score, bases and states of every path through a short CRF, by the definition of its states."""
+    frames, size = scores.shape
+    states = size // 4
+    for first, steps in product(range(states), product(range(-1, 4), repeat=frames)):
+        state, total, bases, visited = first, 0.0, [], []
+        for t, base in enumerate(steps):
+            if base < 0:
+                total += stay
+            else:
+                left, state = state // (states // 4), state * 4 % states + base
+                total += scores[t, 4 * state + left]
+            bases.append(base + 1)
+            visited.append(state)
+        yield total, bases, visited
+
+
+def test_decoding_is_exact() -> None:
+    scores = np.random.default_rng(3).normal(0, 3, (4, 2, 64)).astype(np.float32)
+    bases, sure = crf.decode(scores, 1.0)
+    for i in range(2):
+        paths = list(all_paths(scores[:, i], 1.0))
+        best = max(paths, key=lambda path: path[0])
+        assert bases[i].tolist() == best[1]
+        weights = np.exp([total for total, _, _ in paths])
+        newest = np.zeros((4, 4))
+        for weight, (_, _, visited) in zip(weights, paths, strict=True):
+            newest[np.arange(4), np.array(visited) % 4] += weight
+        newest /= weights.sum()
+        starts = np.flatnonzero(best[1])
+        for start, stop in zip(starts, [*starts[1:], 4], strict=True):
+            expected = newest[start:stop, best[1][start] - 1].max()
+            assert sure[i, start] == pytest.approx(expected, rel=1e-4)
+
+
+def test_scores_that_would_overflow_decode() -> None:
+    scores = np.full((500, 1, 64), 80.0, np.float32)
+    bases, sure = crf.decode(scores, STAY)
+    assert (bases > 0).all()
+    assert np.isfinite(sure).all()
+
+
+@pytest.fixture(name="engine", scope="module")
+def _engine(tmp_path_factory: pytest.TempPathFactory) -> CpuEngine:
+    folder = write_model(tmp_path_factory.mktemp("model"), random_weights(), form="dorado")
+    return CpuEngine(find_model(str(folder)), moves=True)
+
+
+def test_a_model_directory_calls(engine: CpuEngine) -> None:
+    reads = [squiggle(samples, number=n) for n, samples in enumerate((150, 4000, 4001, 30_000), 1)]
+    for read, outcome in engine.basecall(reads):
+        (made,) = outcome.calls
+        assert made.stride == STRIDE
+        assert made.moves is not None
+        assert (len(made.moves), made.moves.sum()) == (read.num_samples // STRIDE, len(made.sequence))
+    assert engine.identity.model == NAME
+
+
+def test_where_chunks_fall_changes_a_few_bases_at_most(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, random_weights(), form="bonito")
+    long = squiggle(40_000, run=run_info(sample_rate=4000))
+    calls = []
+    for size in (6000, 4200, 9000):
+        engine = CpuEngine(find_model(str(folder)))
+        engine._network.chunk = size  # else the network's own
+        ((_, outcome),) = engine.basecall([long])
+        calls.append(outcome.calls[0].sequence.decode())
+    seams = 40_000 // 3600
+    for other in calls[1:]:
+        alike = SequenceMatcher(None, calls[0], other, autojunk=False).get_matching_blocks()
+        assert sum(block.size for block in alike) >= max(len(calls[0]), len(other)) - 4 * seams
+
+
+def test_its_name_tells_its_chemistry(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, random_weights(), form="bonito", config=SERIAL)
+    model = find_model(str(folder))
+    assert (model.fits.pores, model.fits.sample_rates, model.min_qscore) == (("R10.4.1",), (4000,), 9.0)
+    assert model.scaling == ("pa", (90.0, 20.0))
+    nameless = folder.rename(tmp_path / "mine")
+    with pytest.raises(SettingsError, match=r"'mine' does not tell its chemistry"):
+        find_model(str(nameless))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (CONFIG.replace('"lstm"', '"gru"'), r"rnn_type 'gru'.*--engine dorado"),
+        (CONFIG.replace('package = "bonito.crf"', 'package = "bonito.transformer"'), "transformer.*--engine dorado"),
+        (SERIAL.replace('type = "clamp"', 'type = "attention"'), "attention.*--engine dorado"),
+        ("[model]\n", "no LSTM-CRF network"),
+    ],
+)
+def test_other_networks_are_refused_with_the_way_out(config: str, says: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, random_weights(), form="bonito", config=config)
+    with pytest.raises(SettingsError, match=says):
+        find_model(str(folder))
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    weights = random_weights()
+    del weights["6.rnn.weight_hh_l0"]
+    model = find_model(str(write_model(tmp_path, weights, form="bonito")))
+    with pytest.raises(EngineError, match=r"6\.rnn\.weight_hh_l0"):
+        CpuEngine(model)
+
+
+def test_models_are_listed_with_those_that_can_not_be_used(tmp_path: Path) -> None:
+    good = write_model(tmp_path, random_weights(), form="dorado")
+    bad = tmp_path / "dna_r10.4.1_e8.2_400bps_sup@v5.0.0"
+    bad.mkdir()
+    (bad / "config.toml").write_text('[model]\npackage = "bonito.transformer"\n')
+    found = list_models([tmp_path])
+    names = [model.name for model in found if isinstance(model, Model)]
+    assert names[0].startswith("minnow")
+    assert names[-1] == good.name
+    assert [str(error) for error in found if isinstance(error, SettingsError)] == [
+        f"engine.model: {bad.name} is a transformer model, which the cpu engine can't call; "
+        "call it with `--engine dorado` or `--engine dorado-server`"
+    ]

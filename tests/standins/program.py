@@ -1,0 +1,21 @@
+"""Installs the stand-in for ONT's `dorado`, which is under a licence of its own and needs a GPU."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def install(folder: Path, name: str = "dorado") -> Path:
+    """Put a stand-in into a folder, so that it runs on our Python with our packages; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / name
+    path = shlex.quote(str(HERE.parents[1]))
+    program.write_text(
+        f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} {shlex.quote(str(HERE / name))} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program

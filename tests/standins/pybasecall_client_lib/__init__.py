@@ -1,0 +1,3 @@
+"""A stand-in for ONT's client library; see tests/standins."""
+
+__version__ = "7.13.6"

@@ -1,0 +1,232 @@
+"""Whatever dies on the cluster, and whenever: the ledger is complete, the bytes are the same, no job is left.
+
+The real command, a real Slurm, a real Prefect server. One fault per test, while both workers are at work.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.workers import read_heartbeats
+from tasks.core.liveness import Beat
+from tasks.formats.commit import committed_ids
+from tasks.formats.workspace import Workspace
+from tests.making import write_pod5
+from tests.slurm import SITE, jobs, slurm, wait_for
+from tests.test_flow import finished, start, wait_until
+from tests.test_pipeline import check_from_outside, digests
+
+pytestmark = pytest.mark.slurm
+
+SLURM_SITE = """
+name = "faults"
+kind = "slurm"
+interface = "lo"
+late_after = 3
+dead_after = 8
+[split]
+partition = "h100"
+gres = "gpu:H100:1"
+memory_per_thread_gb = 1
+maximum = 2
+minimum = 2
+walltime = "10:00"
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("site") / "site.toml"
+    file.write_text(SLURM_SITE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("input")
+    for number in range(4):
+        write_pod5(folder / f"{number}.pod5", [25_000] * 20, first=20 * number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert finished(start(data, out))["reads"] == 80
+    return digests(out)
+
+
+@pytest.fixture(autouse=True)
+def _here(slurm_here: None, prefect_url: str) -> None:
+    """Slurm and Prefect."""
+
+
+def run(data: Path, out: Path, site: Path) -> subprocess.Popen[str]:
+    """Start a run of 2 M samples at 60,000 samples/s per worker."""
+    return start(data, out, "--site", str(site), "--rate", "60000")
+
+
+def at_work(process: subprocess.Popen[str], out: Path) -> Beat:
+    """Wait until something is committed and two workers are in the middle of more; return what one of them tells."""
+    folder = Workspace(out).heartbeats
+    wait_until(lambda: len(committed_ids(Workspace(out))) >= 1, process)
+    wait_until(lambda: len({beat.worker for beat in read_heartbeats(folder)}) == 2, process)
+    return next(read_heartbeats(folder))
+
+
+def complete(process: subprocess.Popen[str], data: Path, out: Path, undisturbed: dict[str, str]) -> None:
+    """The run must end, with every read once, with the very bytes of a run without faults, and with no job left."""
+    assert finished(process)["reads"] == 80
+    assert digests(out) == undisturbed
+    check_from_outside(out, data)
+    assert not jobs()
+
+
+def job_of(beat: Beat) -> str:
+    return str(psutil.Process(beat.process).environ()["SLURM_JOB_ID"])
+
+
+def nanny_of(beat: Beat) -> psutil.Process:
+    parent = psutil.Process(beat.process).parent()
+    assert parent is not None
+    assert "dask_worker" in " ".join(parent.cmdline())
+    return parent
+
+
+def kill_worker(beat: Beat) -> None:
+    os.kill(beat.process, signal.SIGKILL)
+
+
+def kill_nanny(beat: Beat) -> None:
+    nanny_of(beat).kill()
+
+
+def cancel_job(beat: Beat) -> None:
+    slurm("scancel", job_of(beat))
+
+
+def stop_worker(beat: Beat) -> None:
+    os.kill(beat.process, signal.SIGSTOP)
+
+
+def stop_worker_and_nanny(beat: Beat) -> None:
+    os.kill(nanny_of(beat).pid, signal.SIGSTOP)
+    os.kill(beat.process, signal.SIGSTOP)
+
+
+def node_down(beat: Beat) -> None:
+    slurm("scontrol", "update", f"nodename={node_of(beat)}", "state=down", "reason=test")
+
+
+def node_drained(beat: Beat) -> None:
+    slurm("scontrol", "update", f"nodename={node_of(beat)}", "state=drain", "reason=test")
+
+
+def node_of(beat: Beat) -> str:
+    return slurm("squeue", "--noheader", "--jobs", job_of(beat), "--format", "%N")
+
+
+@pytest.fixture
+def _nodes_up() -> Iterator[None]:
+    """Nodes that a test takes down come back after it."""
+    yield
+    for node in ("n1", "n2"):
+        with suppress(AssertionError):  # it was not down
+            slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    wait_for(lambda: "down" not in slurm("sinfo", "-h", "-N", "-o", "%T"), 40)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [kill_worker, kill_nanny, cancel_job, stop_worker, stop_worker_and_nanny, node_down, node_drained],
+)
+def test_a_fault_of_a_worker(
+    fault: Callable[[Beat], None],
+    data: Path,
+    site: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    _nodes_up: None,  # noqa: PT019
+) -> None:
+    process = run(data, tmp_path / "out", site)
+    fault(at_work(process, tmp_path / "out"))
+    complete(process, data, tmp_path / "out", undisturbed)
+
+
+def test_slurm_is_away_while_a_worker_dies(data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    process = run(data, tmp_path / "out", site)
+    beat = at_work(process, tmp_path / "out")
+    configuration = os.environ["SLURM_CONF"]
+    controller = int((Path(configuration).parent / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)
+    wait_for(lambda: not psutil.pid_exists(controller), 20)
+    kill_nanny(beat)
+    time.sleep(20)
+    slurmctld = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert slurmctld is not None
+    subprocess.run([slurmctld, "-f", configuration], check=True)
+    complete(process, data, tmp_path / "out", undisturbed)
+
+
+def test_kill_the_flow_and_run_again(data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """The second one takes over at once, and cancels what the first has left in the queue."""
+    first = run(data, tmp_path / "out", site)
+    at_work(first, tmp_path / "out")
+    first.kill()
+    first.communicate()
+    assert jobs()
+    second = run(data, tmp_path / "out", site)
+    complete(second, data, tmp_path / "out", undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_the_flow_and_run_again(
+    number: int, data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    first = run(data, tmp_path / "out", site)
+    at_work(first, tmp_path / "out")
+    first.send_signal(number)
+    assert "the same command goes on" in finished(first, 4)
+    assert not jobs()
+    complete(run(data, tmp_path / "out", site), data, tmp_path / "out", undisturbed)
+
+
+def test_two_flows_at_once(data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    first = run(data, tmp_path / "out", site)
+    at_work(first, tmp_path / "out")
+    assert "another shoal works on" in finished(run(data, tmp_path / "out", site), 2)
+    complete(first, data, tmp_path / "out", undisturbed)
+
+
+def test_launch_and_merge_in_jobs_of_their_own(data: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """Both partitions take bundles from one queue; the stages' own jobs have their own resources."""
+    file = tmp_path / "site.toml"
+    stages = '[launch]\nwalltime = "10:00"\npartition = "a100"\n[merge]\nwalltime = "10:00"\nthreads = 2\n'
+    file.write_text(SITE.read_text().replace("[split]", stages + "[split]", 1))
+    process = start(data, tmp_path / "out", "--site", str(file), "--rate", "400000")
+    complete(process, data, tmp_path / "out", undisturbed)
+    ended = (Path(os.environ["SLURM_CONF"]).parent / "jobs.txt").read_text().splitlines()
+    run_id = Workspace(tmp_path / "out").run_id.read_text().strip()
+    mine = [line for line in ended if f"Name={run_id} " in line]
+    assert {"a100", "h100"} == {
+        word.removeprefix("Partition=") for line in mine for word in line.split() if "Partition=" in word
+    }
+    assert len(mine) >= 4
+
+
+def test_what_can_never_run_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(SLURM_SITE.replace("gpu:H100:1", "gpu:V100:1"))
+    said = finished(start(data, tmp_path / "out", "--site", str(file)), 2)
+    assert "[split]: Slurm refuses it" in said
+    assert not (tmp_path / "out").exists()
