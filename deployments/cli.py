@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from infra.site import address_of, load_site
 from tasks.core.errors import SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
+from tasks.core.watching import parse_duration
 from tasks.engines.catalogue import list_models
 from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
@@ -43,12 +45,18 @@ from tasks.merge import merged_before
 from tasks.progress import Watch
 from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings
 from tasks.verify import verify as verify_results
+from tasks.watch import STATE as WATCH_STATE
+from tasks.watch_settings import WatchSettings, resolve_watch
 
 app = App(
     name="shoal",
     help="Basecall nanopore runs on whatever GPUs a site has, with a ledger in which every read has one fate.",
     version_flags=["--version"],
 )
+
+
+#: Who calls what the watch of `deploy` and `serve` finds, unless its settings say so.
+CALLER = "basecall/local"
 
 
 class Exit(IntEnum):
@@ -156,8 +164,16 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
 
 
+MetricsPort = Annotated[int | None, Parameter(help="Port on loopback for Prometheus to read figures from; none: none.")]
+
+
 @app.command
-def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -> int:  # noqa: A002
+def run(
+    *input: Path,  # noqa: A002
+    options: RunOptions = RunOptions(),
+    metrics_port: MetricsPort = None,
+    json: Json = False,
+) -> int:
     """Call every read of the input once; the same command again goes on where an earlier one stopped.
 
     Parameters
@@ -165,7 +181,7 @@ def run(*input: Path, options: RunOptions = RunOptions(), json: Json = False) ->
     input
         Folders (searched for *.pod5, recursively) and POD5 files.
     """
-    return _run(options.resolve(input), Display(json=json))
+    return _run(options.resolve(input), Display(json=json), metrics_port=metrics_port)
 
 
 @app.command
@@ -204,20 +220,34 @@ def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -
 
 
 @app.command
-def status(folder: RunFolder, /, *, metrics: bool = False, json: Json = False) -> int:
+def status(
+    folder: RunFolder,
+    /,
+    *,
+    watch: bool = False,
+    metrics: bool = False,
+    json: Json = False,
+) -> int:
     """Say how far a run is, from its folder alone.
 
     Parameters
     ----------
+    watch
+        Go on showing it, with its workers, until it is called and merged; Ctrl-C ends that, not the run.
     metrics
         Show where the time went, stage by stage.
     """
     workspace = _existing(folder)
-    progress = Watch(workspace).look()
+    display = Display(json=json)
+    watching = Watch(workspace)
+    if watch:
+        with _stoppable_event() as stop:
+            display.follow(workspace, watching, stop, done=lambda: merged_before(workspace) is not None)
+    progress = watching.look()
     if progress is None:
         raise SettingsError(f"{folder} holds no plan yet; `shoal run INPUT --out {folder}` makes one")
     merged = merged_before(workspace)
-    Display(json=json).status(progress, merged, metrics=metrics)
+    display.status(progress, merged, metrics=metrics)
     return _verdict(merged) if merged else Exit.INCOMPLETE
 
 
@@ -319,6 +349,178 @@ def models(*folders: Path, json: Json = False) -> int:
     return Exit.COMPLETE
 
 
+@app.command
+def watch(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    once: Annotated[bool, Parameter(negative="", help="Look once, and end.")] = False,
+    live: Annotated[bool | None, _from(WatchSettings, "live")] = None,
+    settled_for: Annotated[str | None, Parameter(help="Size and time of a file must not have changed for.")] = None,
+    idle_after: Annotated[str | None, Parameter(help="A run is over when nothing came for.")] = None,
+    site: Annotated[str | None, _from(WatchSettings, "site")] = None,
+    engine: Annotated[str | None, _from(EngineSettings, "kind")] = None,
+    model: Annotated[str | None, _from(EngineSettings, "model")] = None,
+    batch_samples: Annotated[int | None, _from(WatchSettings, "batch_samples")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    json: Json = False,
+) -> int:
+    """Watch folders that sequencers write into, and call what is new; goes on until it is stopped.
+
+    Parameters
+    ----------
+    folders
+        Folders to look in: MinKNOW's tree, or any folder of POD5 files.
+    """
+    display = Display(json=json)
+    given = {
+        "folders": folders or None,
+        "out": out,
+        "live": live,
+        "settled_for": parse_duration(settled_for) if settled_for else None,
+        "idle_after": parse_duration(idle_after) if idle_after else None,
+        "site": site,
+        "batch_samples": batch_samples,
+    }
+    engine_given = {"kind": engine, "model": model}
+    resolved = resolve_watch(
+        file=settings,
+        command_line={
+            **{key: value for key, value in given.items() if value is not None},
+            "engine": {key: value for key, value in engine_given.items() if value is not None},
+        },
+    )
+    load_site(resolved.site)
+    interval = parse_duration(every)
+    state = resolved.out / WATCH_STATE
+    state.mkdir(parents=True, exist_ok=True)
+    pause = threading.Event()
+    with (
+        alone(state / "watch.lock", announce=display.say),
+        _stoppable(),
+        prefect_api(log_folder=state, announce=display.say, host=address_of(load_site(resolved.site))),
+    ):
+        from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
+
+        while True:
+            began = time.monotonic()
+            watched = watch_flow(**dict(resolved))
+            display.watched(watched.look, watched.failed)
+            if once:
+                return Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
+            pause.wait(max(0.0, interval - (time.monotonic() - began)))
+
+
+@app.command
+def deploy(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    cron: Annotated[str | None, Parameter(help="Times of looks, as cron has them; instead of --every.")] = None,
+    site: Annotated[str | None, _from(RunSettings, "site")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    notify: Annotated[
+        str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
+    ] = None,
+) -> int:
+    """Put the deployments on the Prefect server that PREFECT_API_URL names; again, to change them.
+
+    Parameters
+    ----------
+    folders
+        Folders to watch; none: the watch's schedule stays off.
+    """
+    display = Display(json=False)
+    from deployments.install import install
+
+    names = install(**_schedule(folders, out, every=every, cron=cron, site=site, file=settings))
+    from deployments.automations import install_automations
+
+    for name in (*names, *install_automations(notify)):
+        display.say(name)
+    display.say("a worker runs them, on the machine that is to call: prefect worker start --pool shoal")
+    return Exit.COMPLETE
+
+
+@app.command
+def serve(
+    *folders: Path,
+    out: Annotated[Path | None, _from(WatchSettings, "out"), Parameter(alias="-o")] = None,
+    every: Annotated[str, Parameter(help="Time from one look to the next, e.g. 30s, 5m, 1h.")] = "5m",
+    cron: Annotated[str | None, Parameter(help="Times of looks, as cron has them; instead of --every.")] = None,
+    site: Annotated[str | None, _from(RunSettings, "site")] = None,
+    settings: Annotated[Path | None, Parameter(help="Watch settings (TOML): rules, stop rules, …")] = None,
+    notify: Annotated[
+        str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
+    ] = None,
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port of API and UI.")] = 4200,
+    home: Annotated[Path, Parameter(help="Folder for database, password and logs.")] = Path("~/.shoal"),
+    database: Annotated[
+        str | None,
+        Parameter(help="postgresql://user:password@host/name; none: SQLite.", env_var="SHOAL_DATABASE"),
+    ] = None,
+    auth: Annotated[bool, Parameter(help="Ask for a password.")] = True,
+    metrics_port: MetricsPort = None,
+) -> int:
+    """Run all that a workstation needs until it is stopped: Prefect server with UI, worker, deployments, watch.
+
+    Parameters
+    ----------
+    folders
+        Folders to watch; none: the watch's schedule stays off.
+    """
+    from deployments.serve import Home, environment, password
+    from deployments.serve import serve as serve_
+
+    display = Display(json=False)
+    place = Home(folder=home.expanduser().absolute())
+    place.create()
+    schedule = _schedule(folders, out, every=every, cron=cron, site=site, file=settings)
+    word = password(place.auth) if auth else None
+    values = environment(place, host=host, port=port, database=database, auth=word)
+
+    def prepare() -> None:
+        from deployments.automations import crash_left_over, install_automations
+        from deployments.install import install
+
+        left = crash_left_over()
+        if left:
+            display.say(f"{left} flow runs were cut off when this was last stopped; the next look goes on with them")
+        for name in (*install(**schedule), *install_automations(notify)):
+            display.say(f"deployed: {name}")
+        display.say(f"ready: {values['PREFECT_API_URL'].removesuffix('/api')}")
+
+    with (
+        alone(place.lock, announce=display.say),
+        _stoppable_event() as stop,
+        _metrics(metrics_port, watch_out=Path(schedule["watch"]["out"]) if schedule["watch"] else None),
+    ):
+        os.environ.update(values)
+        display.say(f"starting; logs in {place.logs}")
+        if word:
+            display.say(f"user and password: {place.auth}")
+        serve_(place, values, prepare=prepare, announce=display.say, stop=stop)
+    display.say("stopped")
+    return Exit.COMPLETE
+
+
+def _schedule(
+    folders: tuple[Path, ...], out: Path | None, *, every: str, cron: str | None, site: str | None, file: Path | None
+) -> dict[str, Any]:
+    """Check what `deploy` and `serve` are given, and return it as `install` takes it."""
+    watch_: dict[str, Any] | None = None
+    if folders or out or file:
+        given = {"folders": folders or None, "out": out, "site": site}
+        resolved = resolve_watch(
+            file=file, command_line={key: value for key, value in given.items() if value is not None}
+        )
+        load_site(resolved.site)
+        watch_ = resolved.model_dump(mode="json")
+        watch_["deployment"] = resolved.deployment or CALLER  # looks stay short, and calls are runs of their own
+    return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site}
+
+
 @app.command(name="replay")
 def replay_(
     *sources: Path,
@@ -329,6 +531,9 @@ def replay_(
     mean_samples: int = 20_000,
     pace: float = 0.0,
     seed: int = 1,
+    live: bool = False,
+    flow_cell: str = "FAX00001",
+    sample: str = "replay",
 ) -> int:
     """Play real signal as a new run: POD5 files as a sequencer would write them.
 
@@ -350,13 +555,25 @@ def replay_(
         Seconds from one file to the next; 0: as fast as it goes.
     seed
         The same seed and arguments give the same run.
+    live
+        Write as MinKNOW does: in its tree of folders, and with a final_summary at the end.
+    flow_cell
+        Id of the flow cell.
+    sample
+        Id of the sample.
     """
     display = Display(json=False)
     settings = ReplaySettings(
-        reads=reads, reads_per_file=reads_per_file, channels=channels, mean_samples=mean_samples, seed=seed
+        reads=reads,
+        reads_per_file=reads_per_file,
+        channels=channels,
+        mean_samples=mean_samples,
+        seed=seed,
+        flow_cell_id=flow_cell,
+        sample_id=sample,
     )
     pause = threading.Event()
-    for path in replay(list(sources) or [bundled_source()], out, settings):
+    for path in replay(list(sources) or [bundled_source()], out, settings, minknow=live):
         display.say(f"wrote {path}")
         pause.wait(pace)
     return Exit.COMPLETE
@@ -380,7 +597,7 @@ def demo(*, out: Path = Path("demo-run"), json: Json = False) -> int:
     return _run(resolve_settings(file=None, environment={}, command_line=values), display)
 
 
-def _run(settings: RunSettings, display: Display) -> int:
+def _run(settings: RunSettings, display: Display, *, metrics_port: int | None = None) -> int:
     workspace = Workspace(settings.out)
     if merged := _done(settings, display):
         display.say(f"{settings.out} is complete already; nothing was done")
@@ -390,15 +607,33 @@ def _run(settings: RunSettings, display: Display) -> int:
     with (
         _stoppable(),
         alone(workspace.lock, announce=display.say),
+        _metrics(metrics_port, run_out=workspace.out),
         prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(load_site(settings.site))),
     ):
         # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
         from flows.basecall import basecall_flow
 
         with display.progress(Watch(workspace)):
-            merged = basecall_flow(settings)
+            merged = basecall_flow(**dict(settings))
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
+
+
+@contextmanager
+def _metrics(port: int | None, *, run_out: Path | None = None, watch_out: Path | None = None) -> Iterator[None]:
+    """Serve the figures of a run, or of a watch and its open runs."""
+    if port is None:
+        yield
+        return
+    from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs  # brings in Dask
+
+    collectors: list[Any] = []
+    if run_out:
+        collectors.append(RunCollector(lambda: [run_out]))
+    if watch_out:
+        collectors += [RunCollector(lambda: open_runs(watch_out)), WatchCollector(watch_out)]
+    with endpoint(port, *collectors):
+        yield
 
 
 def _stored(workspace: Workspace, output: Mapping[str, Any] | None = None) -> RunSettings:
@@ -466,6 +701,18 @@ def _existing(folder: Path) -> Workspace:
     if not workspace.state.is_dir():
         raise SettingsError(f"{folder} is not a run folder of Shoal's: it has no {workspace.state.name}")
     return workspace
+
+
+@contextmanager
+def _stoppable_event() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

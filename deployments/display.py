@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from infra.preflight import Finding
@@ -20,17 +23,24 @@ from tasks.core.errors import SettingsError
 from tasks.core.plan import Plan, PlannedFile
 from tasks.core.result import MergedRun
 from tasks.engines.catalogue import Model
+from tasks.formats.workspace import Workspace
 from tasks.metrics import STAGES
 from tasks.progress import RunProgress, Watch
 from tasks.verify import VerifyReport
+from tasks.watch import Look
 
 #: Seconds between looks at the run folder; plain output gets a line each `PLAIN_EVERY` looks at most.
 LOOK_EVERY = 0.5
 PLAIN_EVERY = 10
+#: Seconds between looks of `status --watch`.
+FOLLOW_EVERY = 2.0
 #: Lines shown of a long list; the run folder has the rest.
 LISTED = 20
 #: What people see for a figure's name, where that is not the name itself.
 _LABELS = {"estimated_seconds": "estimated time", "estimated_bytes": "estimated disk"}
+
+#: What a look did about a run, for people.
+_WATCHED = {"call": "called", "wait": "waiting", "close": "closed"}
 
 
 class Display:
@@ -175,6 +185,61 @@ class Display:
                     cells = (f"{figures['wall']:.2f}", f"{figures['cpu']:.2f}", f"{figures['reads']:,}")
                     table.add_row(stage.replace("_", " "), *cells, f"{figures['bytes'] / 1e6:,.1f}")
             self._out.print(table)
+
+    def watched(self, look: Look, failed: Sequence[str]) -> None:
+        """Show what a look saw: the runs that are not over, and what is the matter."""
+        if self._json:
+            self._dump({**asdict(look), "failed": list(failed)})
+            return
+        open_runs = [run for run in look.runs if run.action != "closed"]
+        for run in open_runs[:LISTED]:
+            state = "failed, tried again" if run.out in failed else _WATCHED.get(run.action, run.action)
+            self.say(f"{state}: {run.folder} ({run.why}; {run.files:,} files, {run.growing} being written)")
+        if len(open_runs) > LISTED:
+            self.say(f"… and {len(open_runs) - LISTED} more")
+        for path, problem in look.problems[:LISTED]:
+            self.say(f"not usable: {path}: {problem}")
+        if not open_runs:
+            self.say(f"{len(look.runs)} runs, all closed")
+
+    def follow(self, workspace: Workspace, watch: Watch, stop: threading.Event, *, done: Callable[[], bool]) -> None:
+        """Show a run again and again, until it is done or `stop` is set; plain lines where there is no screen."""
+        from flows.pace import Pace, progress_words  # not at the top: Dask costs every command 0.8 s
+        from infra.workers import read_heartbeats
+
+        pace, began = Pace(), time.monotonic()
+        first: RunProgress | None = None
+        shown = ""
+        with Live(console=self._err, transient=True, auto_refresh=False) as live:
+            while not done() and not stop.is_set():
+                progress = watch.look()
+                if progress is None:
+                    text, percent = "no plan yet", 0.0
+                else:
+                    first = first or replace(progress)
+                    text = progress_words(progress, since=first, seconds=time.monotonic() - began)
+                    percent = 100 * progress.samples_done / max(progress.samples, 1)
+                if self._err.is_terminal:
+                    live.update(
+                        self._screen(
+                            text, percent, pace.rows(list(read_heartbeats(workspace.heartbeats)), now=time.time())
+                        ),
+                        refresh=True,
+                    )
+                elif text != shown:
+                    shown = text
+                    self.say(f"{percent:5.1f} %  {text}")
+                stop.wait(FOLLOW_EVERY)
+
+    @staticmethod
+    def _screen(text: str, percent: float, rows: Sequence[Mapping[str, object]]) -> Group:
+        parts: list[RenderableType] = [f"{percent:5.1f} %  {escape(text)}", ProgressBar(total=100, completed=percent)]
+        if rows:
+            table = Table(*rows[0])
+            for row in rows:
+                table.add_row(*(escape(str(value)) for value in row.values()))
+            parts.append(table)
+        return Group(*parts)
 
     def verified(self, report: VerifyReport) -> None:
         if self._json:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 from prefect import Flow, Task, flow, get_client, get_run_logger, tags, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.runtime import flow_run
 
+from flows.parameters import spread
 from flows.rounds import call_in_rounds
 from infra.cluster import Cluster, open_cluster, open_stage, opened_cluster, task_runner
 from infra.engines import engine_opener, launch_warnings
+from infra.lock import alone
 from infra.site import load_site
 from infra.slurm_preflight import cancel_orphans
 from infra.workers import clear_heartbeats
 from tasks.core.errors import ShoalError
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.registry import slots_of
+from tasks.engines.registry import samples_per_second, slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, run_id_of
 from tasks.launch import launch
@@ -36,6 +39,11 @@ def basecall(settings: RunSettings) -> MergedRun:
     """
     workspace = Workspace(settings.out)
     workspace.create()
+    with alone(workspace.lock, announce=get_run_logger().info):
+        return _basecall(settings, workspace)
+
+
+def _basecall(settings: RunSettings, workspace: Workspace) -> MergedRun:
     clear_heartbeats(workspace.heartbeats)
     site = load_site(settings.site)
     run_id = run_id_of(workspace)
@@ -46,7 +54,12 @@ def basecall(settings: RunSettings) -> MergedRun:
         plan = _on(launch_flow, cluster)(settings)
     labels = run_tags(plan, settings)
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, name=run_title(plan), tags=labels)
+        client.update_flow_run(flow_run.id, name=run_title(plan), tags=sorted({*flow_run.tags, *labels}))
+    # People look for artifacts where the run is, not in its stages.
+    create_markdown_artifact(_plan_in_words(plan, settings), key="plan", description="What is in the input")
+    progress: UUID = create_progress_artifact(  # type: ignore[assignment]
+        0.0, key="progress", description="Samples called and committed"
+    )
     for warning in launch_warnings(site, settings.engine):
         get_run_logger().warning(warning)
     engine = engine_opener(
@@ -63,17 +76,22 @@ def basecall(settings: RunSettings) -> MergedRun:
             run_id=run_id,
         ) as cluster,
     ):
-        _on(split_flow, cluster)(settings)
+        _on(split_flow, cluster)(settings, progress)
     with tags(*labels), jobs(site.merge) as cluster:
-        return _on(merge_flow, cluster)(settings)
+        merged = _on(merge_flow, cluster)(settings)
+    create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
+    return merged
+
+
+def _plan_in_words(plan: Plan, settings: RunSettings) -> str:
+    slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))
+    return plan_markdown(plan, samples_per_second=samples_per_second(settings.engine) * slots)
 
 
 def launch_stage(settings: RunSettings) -> Plan:
     """Scan the input and write the plan."""
     _run(write_plan_task, settings)
-    plan = read_plan(Workspace(settings.out))
-    create_markdown_artifact(plan_markdown(plan), key="plan", description="What is in the input")
-    return plan
+    return read_plan(Workspace(settings.out))
 
 
 def write_the_plan(settings: RunSettings) -> None:
@@ -81,8 +99,8 @@ def write_the_plan(settings: RunSettings) -> None:
     launch(settings)
 
 
-def split_stage(settings: RunSettings) -> None:
-    """Call what is not committed yet, in rounds."""
+def split_stage(settings: RunSettings, progress: UUID) -> None:
+    """Call what is not committed yet, in rounds; `progress` is the artifact that shows how far it is."""
     site = load_site(settings.site)
     if site.split.bundle_size is not None:
         size = max(site.split.bundle_size * settings.batch_samples, 100_000)
@@ -90,14 +108,12 @@ def split_stage(settings: RunSettings) -> None:
     cluster = opened_cluster()
     if cluster is None:
         raise ShoalError("split runs in the block of open_cluster")
-    call_in_rounds(settings, cluster, site)
+    call_in_rounds(settings, cluster, site, progress)
 
 
 def merge_stage(settings: RunSettings) -> MergedRun:
     """Prove the ledger and write the result."""
-    merged = _run(merge_task, settings)
-    create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
-    return merged
+    return _run(merge_task, settings)
 
 
 def _on(stage: Flow[..., Result], cluster: Cluster | None) -> Flow[..., Result]:
@@ -124,4 +140,4 @@ merge_task = task(name="write-result")(merge)
 launch_flow = flow(name="launch", flow_run_name="launch · {settings.out.name}", validate_parameters=False)(launch_stage)
 split_flow = flow(name="split", flow_run_name="split · {settings.out.name}", validate_parameters=False)(split_stage)
 merge_flow = flow(name="merge", flow_run_name="merge · {settings.out.name}", validate_parameters=False)(merge_stage)
-basecall_flow = flow(name="basecall", flow_run_name="{settings.out.name}")(basecall)
+basecall_flow = flow(name="basecall", flow_run_name="{out.name}")(spread(basecall, RunSettings))

@@ -10,6 +10,7 @@ import logging
 import queue
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,15 +18,16 @@ from uuid import UUID
 import distributed
 import httpx
 from prefect import get_client, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_table_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
 
+from flows.pace import Pace, progress_words
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.watchman import Watchman
-from infra.workers import heartbeat, worker_engine
+from infra.workers import heartbeat, read_heartbeats, worker_engine
 from tasks.core.batches import Bundle
 from tasks.core.errors import EngineError, StoppedError
 from tasks.engines.registry import min_qscore_of
@@ -33,7 +35,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
 from tasks.formats.workspace import Workspace
 from tasks.launch import bundles_left
-from tasks.progress import Watch
+from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
 from tasks.split import BundleReport, basecall_bundle
 
@@ -42,6 +44,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks at the committed batches, for the progress artifact, and at the workers.
 PROGRESS_INTERVAL = 5.0
 LOOK_INTERVAL = 1.0
+#: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
+TABLE_INTERVAL = 60.0
+FIRST_TABLE = 10.0
 
 
 def call_bundle(
@@ -76,8 +81,11 @@ def bundle_name() -> str:
 call_bundle_task = task(name="basecall-bundle", task_run_name=bundle_name)(call_bundle)
 
 
-def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site) -> None:
+def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact: UUID) -> None:
     """Call what is not committed, for as many rounds as the settings give, and look after the workers meanwhile.
+
+    Args:
+        artifact: The progress artifact.
 
     Raises:
         EngineError: something is still not called after the last round; names the last cause.
@@ -85,7 +93,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site) -> None:
     workspace = Workspace(settings.out)
     plan = read_plan(workspace)
     log = get_run_logger()
-    progress = _Progress(workspace)
+    progress = _Progress(workspace, artifact)
     watchman = Watchman(workspace.heartbeats, cluster, site)
     slots = cluster.slots
     submitted, cause = 0, ""
@@ -161,29 +169,43 @@ def refuse_when_cancelled() -> None:
 
 
 class _Progress:
-    """The run's one progress artifact, brought up to date every few seconds at most."""
+    """The run's progress artifact and its table of workers, brought up to date every few seconds at most."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, artifact: UUID) -> None:
+        self._workspace = workspace
         self._watch = Watch(workspace)
-        self._artifact = create_progress_artifact(0.0, key="progress", description="Samples called and committed")
+        self._began = time.monotonic()
+        self._first: RunProgress | None = None
+        self._artifact = artifact
         self._shown = 0.0
         self._looked = 0.0
+        self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
+        self._pace = Pace()
 
     def show(self, *, last: bool = False) -> None:
-        """Bring the artifact up to date, every few seconds; in any case the last time."""
+        """Bring both up to date, every few seconds; the progress in any case the last time."""
         now = time.monotonic()
         if now - self._looked < PROGRESS_INTERVAL and not last:
             return
         self._looked = now
         try:
-            self._tell()
+            self._tell(now)
             refuse_when_cancelled()
         except (httpx.HTTPError, PrefectException) as error:  # the API is away: the run goes on without it
             logger.info("Prefect's API does not answer: %s", error)
 
-    def _tell(self) -> None:
+    def _tell(self, now: float) -> None:
         progress = self._watch.look()
-        percent = 100.0 * progress.samples_done / max(progress.samples, 1) if progress else 0.0
+        if progress is None:
+            return
+        self._first = self._first or replace(progress)
+        percent = 100.0 * progress.samples_done / max(progress.samples, 1)
         if percent > self._shown:
-            update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
+            words = progress_words(progress, since=self._first, seconds=now - self._began)
+            update_progress_artifact(self._artifact, percent, description=words)
             self._shown = percent
+        if now - self._tabled >= TABLE_INTERVAL:
+            self._tabled = now
+            rows = self._pace.rows(list(read_heartbeats(self._workspace.heartbeats)), now=time.time())
+            if rows:
+                create_table_artifact(rows, key="workers", description=f"{len(rows)} slots at work")

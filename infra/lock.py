@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between renewals, and without one until a holder that we can't see is taken for dead.
 RENEW_EVERY = 5.0
 DEAD_AFTER = 30.0
+#: Locks that this process holds: a flow asks again for what the command line holds.
+_ours: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,17 @@ class _Holder:
 def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DEAD_AFTER) -> Iterator[None]:
     """Hold a lock while the block runs; wait a little where it takes that to see whether its holder is dead.
 
+    Within a block that holds it, in the same process, this is nothing.
+
     Should another take the lock from us, since we were suspended for long, this process is interrupted.
 
     Raises:
         SettingsError: somebody who is alive holds it.
     """
+    lock = lock.absolute()
+    if lock in _ours:
+        yield
+        return
     me = _Holder(token=uuid.uuid4().hex, host=_host(), process=os.getpid(), began=_began(os.getpid()))
     mine = lock.with_name(f".{lock.name}.{me.token}")
     with mine.open("wb", buffering=0) as file:
@@ -67,13 +75,20 @@ def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DE
         stop = threading.Event()
         renewing = threading.Thread(target=_renew, args=(lock, me, file.fileno(), stop), name="renew-lock", daemon=True)
         renewing.start()
+        _ours.add(lock)
         try:
             yield
         finally:
+            _ours.discard(lock)
             stop.set()
             renewing.join()
             if (found := _read(lock)) and found[0] == me:
                 lock.unlink(missing_ok=True)
+
+
+def held(lock: Path) -> bool:
+    """Tell whether somebody who is alive holds a lock, this process or another."""
+    return lock.absolute() in _ours or (_read(lock) is not None and _alive(lock, logger.info, DEAD_AFTER))
 
 
 def _take(lock: Path, mine: Path, announce: Callable[[str], None], dead_after: float) -> None:

@@ -66,7 +66,7 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None], host: str 
                 f"workers on other machines can't reach the Prefect API at {url}; start it on {host} and name that in "
                 "PREFECT_API_URL, or unset PREFECT_API_URL, and one is started for this run"
             )
-        if not _answers(url):
+        if not answers(url):
             raise SettingsError(
                 f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL, "
                 "and one is started for this run"
@@ -111,7 +111,7 @@ def _wait(process: Popen[bytes], url: str, log: Path, announce: Callable[[str], 
     """Wait for the server as long as it lives: a slow machine is no error."""
     pause = threading.Event()
     told = time.monotonic()
-    while not _answers(url):
+    while not answers(url):
         if process.poll() is not None:
             last = "\n".join(log.read_text("utf-8", "replace").splitlines()[-15:])
             raise ShoalError(
@@ -134,7 +134,8 @@ def _configured_url() -> str:
     return str(PREFECT_API_URL.value() or "")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Tell whether a Prefect API is there."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -5,19 +5,29 @@ from __future__ import annotations
 import platform
 import socket
 import sys
+from base64 import b64encode
 from collections import Counter
 from dataclasses import asdict
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
 from tasks.core.calls import EngineIdentity
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
+from tasks.core.statistics import histogram_svg, record_statistics
+from tasks.formats.workspace import Workspace, read_json
 from tasks.settings import RunSettings
 
 #: Tags of a kind, at most.
 TAGS = 4
+#: Quarantined reads that are named in a result.
+LISTED = 20
 #: What provenance gives the versions of.
 PACKAGES = (
     "shoal",
@@ -63,8 +73,12 @@ def run_tags(plan: Plan, settings: RunSettings) -> list[str]:
     return [f"engine:{settings.engine.kind}", f"site:{site}", *cells[:TAGS], *(f"run:{name}" for name in ids[:TAGS])]
 
 
-def plan_markdown(plan: Plan) -> str:
-    """Say what is in the input and what is planned, as markdown."""
+def plan_markdown(plan: Plan, *, samples_per_second: float = 0.0) -> str:
+    """Say what is in the input and what is planned, as markdown.
+
+    Args:
+        samples_per_second: What all workers together call, for the estimate; 0: unknown.
+    """
     lines = ["| run | flow cell | kit | reads | samples | |", "|---|---|---|---:|---:|---|"]
     for run in plan.runs:
         info = run.info
@@ -73,22 +87,82 @@ def plan_markdown(plan: Plan) -> str:
             f"| `{info.acquisition_id[:8]}` | {info.flow_cell_id or 'unknown'} {info.flow_cell_product_code} "
             f"| {info.sequencing_kit} | {run.reads:,} | {run.samples:,} | {verdict} |"
         )
-    lines += ["", f"{len(plan.files):,} files, {len(plan.batches):,} batches"]
+    samples = sum(batch.samples for batch in plan.batches)
+    reads = sum(batch.reads for batch in plan.batches)
+    lines += ["", f"{len(plan.files):,} files, {reads:,} reads, {samples:,} samples in {len(plan.batches):,} batches."]
+    if samples_per_second:
+        lines += ["", f"Estimated time: {timedelta(seconds=round(samples / samples_per_second))}."]
     return "\n".join([*lines, *_flawed(plan)])
 
 
 def result_markdown(merged: MergedRun) -> str:
-    """Say what came of a run, as markdown."""
-    return "\n".join(
-        [
-            f"**{merged.reads:,} reads**, each with one fate: {merged.called:,} called, {merged.skipped:,} skipped, "
-            f"{merged.quarantined:,} quarantined.",
-            "",
-            f"{merged.records:,} records ({merged.passed:,} pass), {merged.bases:,} bases in {merged.out}:",
-            "",
-            *(f"- `{folder}`" for folder in merged.folders),
-        ]
+    """Say what came of a run, as markdown: yield, quality, the ledger, plots, what was quarantined, where it is."""
+    lengths, qscores, passes = _records(merged)
+    figures = record_statistics(lengths, qscores, passes)
+    seconds = _calling_seconds(merged)
+    rows = [
+        ("Reads", f"{merged.reads:,}: {merged.called:,} called, {merged.skipped:,} skipped, "
+         f"{merged.quarantined:,} quarantined"),
+        ("Records", f"{merged.records:,}, of which {merged.passed:,} pass "
+         f"({100 * merged.passed / max(merged.records, 1):.1f} %)"),
+        ("Yield", f"{merged.bases:,} bases"),
+        ("N50", f"{figures.n50:,} bases; the longest record has {figures.longest:,}"),
+        ("Mean qscore", "no records" if figures.mean_qscore is None else
+         f"{figures.mean_qscore:.1f} of the mean error; median {figures.median_qscore:.1f}"),
+        ("Calling took", f"{timedelta(seconds=round(seconds))}" if seconds else "unknown"),
+    ]  # fmt: skip
+    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
+    if len(lengths):
+        weights = lengths.astype(float)
+        by_length = histogram_svg(
+            weights, title="Bases by read length", unit="bases", weights=weights, logarithmic=True
+        )
+        by_qscore = histogram_svg(qscores, title="Records by mean qscore", unit="mean qscore")
+        lines += [_image("read lengths", by_length), _image("qscores", by_qscore), ""]
+    lines += _quarantined(merged)
+    return "\n".join([*lines, f"In `{merged.out}`:", "", *(f"- `{folder}`" for folder in merged.folders)])
+
+
+def _records(merged: MergedRun) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Read length, mean qscore and verdict of each record off the sequencing summaries."""
+    columns = {"sequence_length_template": pl.Int64, "mean_qscore_template": pl.Float64, "passes_filtering": pl.String}
+    parts = [
+        pl.scan_csv(file, separator="\t", infer_schema=False).select(
+            pl.col(name).cast(to) for name, to in columns.items()
+        )
+        for folder in merged.folders
+        for file in sorted(Path(merged.out, folder).glob("sequencing_summary*.txt"))
+    ]
+    table = pl.concat(parts).collect() if parts else pl.DataFrame(schema=columns)
+    length, qscore, verdict = (table[name] for name in columns)
+    return length.to_numpy(), qscore.to_numpy(), (verdict == "TRUE").to_numpy()
+
+
+def _calling_seconds(merged: MergedRun) -> float:
+    made = read_json(Workspace(Path(merged.out)).provenance) or {}
+    began, ended = made.get("calling_began"), made.get("calling_ended")
+    return float(ended - began) if began and ended else 0.0
+
+
+def _image(name: str, svg: str) -> str:
+    """Return a picture that needs no file: Prefect's UI shows data URIs, but strips inline SVG."""
+    return f"![{name}](data:image/svg+xml;base64,{b64encode(svg.encode()).decode()})"
+
+
+def _quarantined(merged: MergedRun) -> list[str]:
+    """List quarantined reads, a few of them."""
+    if not merged.quarantined:
+        return []
+    reads = (
+        pl.scan_parquet(Workspace(Path(merged.out)).ledger)
+        .filter(pl.col("fate") == "quarantined")
+        .select("read_id", "reason")
+        .head(LISTED)
+        .collect()
     )
+    lines = [f"- `{read_id}`: {reason}" for read_id, reason in reads.iter_rows()]
+    more = merged.quarantined - len(lines)
+    return ["Quarantined:", "", *lines, *([f"- and {more:,} more in `ledger.parquet`"] if more else []), ""]
 
 
 def _flawed(plan: Plan) -> list[str]:

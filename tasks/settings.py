@@ -178,7 +178,9 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: tuple[Path, ...] = Field(
-        title="Input", min_length=1, description="folders (searched for *.pod5, recursively) and POD5 files"
+        title="Input",
+        min_length=1,
+        description="folders (searched for *.pod5, recursively), POD5 files, and lists of them (*.txt)",
     )
     out: Path = Field(title="Output folder", description="the run folder; a run that was cut off goes on from it")
     site: str = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")

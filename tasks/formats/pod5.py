@@ -71,10 +71,14 @@ def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
     Links to folders are followed; a dangling link is listed, so that it is reported and not passed over. A file given
-    by name is listed whatever its name.
+    by name is listed whatever its name; one named *.txt is a list of such paths, one per line.
     """
     found: dict[Path, None] = {}
     for given in inputs:
+        if given.suffix == ".txt" and given.is_file():
+            lines = given.read_text("utf-8", "surrogateescape").splitlines()
+            found.update(dict.fromkeys(find_pod5(tuple(given.parent / line for line in lines if line.strip()))))
+            continue
         if not given.is_dir():
             found.setdefault(given.absolute())
             continue

@@ -6,19 +6,23 @@ For demos, rehearsals and benchmarks: what a sequencer writes in a day, without 
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pod5
 
 from tasks.core.errors import SettingsError
+from tasks.core.reads import RunInfo
+from tasks.formats.layout import final_summary, final_summary_name, run_folder
+from tasks.formats.workspace import write_text
 
 #: pA of a strand in the pore; open pore and dead channel lie outside.
 IN_PORE = (30.0, 200.0)
@@ -64,10 +68,13 @@ def bundled_source() -> Path:
     )
 
 
-def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Iterator[Path]:
+def replay(sources: list[Path], folder: Path, settings: ReplaySettings, *, minknow: bool = False) -> Iterator[Path]:
     """Write a run's POD5 files one after another, and yield each when it is whole.
 
     The same arguments give the same ids, signals and metadata. Each file appears under its name only when it is closed.
+
+    Args:
+        minknow: Write as MinKNOW does: in its tree of folders, and with a final_summary (yielded last) at the end.
     """
     source = _ring(sources)
     random = np.random.default_rng(settings.seed)
@@ -75,6 +82,9 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Itera
     distinct = min(settings.distinct, settings.reads)
     signals = [_packed(source.signal, random, settings.mean_samples) for _ in range(distinct)]
     free_at = np.zeros(settings.channels, np.int64)
+    home = folder / run_folder(_ours(run)) if minknow else folder
+    folder = home / "pod5" if minknow else folder
+    files = 0
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{settings.flow_cell_id}_{run.protocol_run_id[:8]}_{run.acquisition_id[:8]}"
     for number, first in enumerate(range(0, settings.reads, settings.reads_per_file)):
@@ -103,7 +113,27 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings) -> Itera
                     )
                 )
         growing.rename(path)
+        files += 1
         yield path
+    if minknow:
+        final = home / final_summary_name(_ours(run))
+        write_text(final, _final_summary(_ours(run), files))
+        yield final
+
+
+def _final_summary(run: RunInfo, files: int) -> str:
+    """Return the final summary of a run that was not basecalled by the sequencer."""
+    theirs = {"basecalling_enabled": "0", "pod5_files_in_final_dest": str(files)}
+    lines = final_summary(run, summary="", fastq_files=0, processing_stopped=time.time()).splitlines()
+    pairs = (line.split("=", 1) for line in lines)
+    return "".join(f"{key}={theirs.get(key, value)}\n" for key, value in pairs)
+
+
+def _ours(run: pod5.RunInfo) -> RunInfo:
+    """Return pod5's run info as ours."""
+    tags = ("context_tags", "tracking_id")
+    values: dict[str, Any] = {field.name: getattr(run, field.name) for field in fields(RunInfo)}
+    return RunInfo(**{**values, **{name: tuple(sorted(values[name].items())) for name in tags}})
 
 
 class _Source(NamedTuple):
@@ -148,8 +178,8 @@ def _packed(
 def _run_info(source: pod5.RunInfo, settings: ReplaySettings) -> pod5.RunInfo:
     """Make a run of its own: the source's chemistry, and ids that follow from the settings."""
     digest = hashlib.sha512(f"{settings} {source.acquisition_id}".encode())
-    fields = {name: getattr(source, name) for name in source.__dataclass_fields__}
-    fields |= {
+    values = {name: getattr(source, name) for name in source.__dataclass_fields__}
+    values |= {
         "acquisition_id": digest.hexdigest()[:40],
         "protocol_run_id": str(uuid.UUID(bytes=digest.digest()[-16:], version=4)),
         "protocol_start_time": source.acquisition_start_time - timedelta(minutes=5),
@@ -158,4 +188,4 @@ def _run_info(source: pod5.RunInfo, settings: ReplaySettings) -> pod5.RunInfo:
         "experiment_name": "replay",
         "software": "shoal replay",
     }
-    return pod5.RunInfo(**fields)
+    return pod5.RunInfo(**values)

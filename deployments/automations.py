@@ -1,0 +1,118 @@
+"""Automations of a Prefect server: what it does when a run dies, hangs or ends badly. Installing them twice is once.
+
+Prefect's events are lossy under load: these are for telling people and for clearing away what is dead. What is called,
+and what is to be called again, stands in the run folders.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from prefect import get_client
+from prefect.blocks.core import Block
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.states import Crashed
+
+#: Seconds without a flow's heartbeat after which it is dead: three times what `shoal serve` sets them to.
+SILENT_FOR = 90
+ZOMBIES = "shoal: flow runs without a heartbeat are crashed"
+FAILED = "shoal: tell when a run fails"
+#: Flows that people want to hear of; their sub-flows would say the same again.
+TOLD_OF = ("basecall", "watch")
+
+
+def zombies() -> AutomationCore:
+    """Crash flow runs whose process is gone: nothing else would ever end them."""
+    return AutomationCore(
+        name=ZOMBIES,
+        description=f"A flow run that has given no sign of life for {SILENT_FOR} s is dead; the next look calls again.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_FOR),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {SILENT_FOR} s")],
+    )
+
+
+def failures(block: Any) -> AutomationCore:
+    """Tell people by a notification block (Slack, e-mail, webhook) that a run has failed or crashed."""
+    return AutomationCore(
+        name=FAILED,
+        description="Sends a message when a basecall or a watch fails or crashes.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=[
+                ResourceSpecification(
+                    {
+                        "prefect.resource.role": "flow",
+                        "prefect.resource.name": list(TOLD_OF),
+                    }
+                )
+            ],
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="Shoal: {{ flow_run.name }} {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\nFlow run {{ flow_run.id }} of {{ flow.name }}.",
+            )
+        ],
+    )
+
+
+def install_automations(notify: str | None = None) -> tuple[str, ...]:
+    """Make the automations, or bring them up to date; return their names.
+
+    Args:
+        notify: Notification block, as type/name (`slack-webhook/lab`); None: people look at the UI.
+    """
+    automations = [zombies()]
+    if notify:
+        automations.append(failures(_block_id(notify)))
+    with get_client(sync_client=True) as client:
+        for automation in automations:
+            there = [found.id for found in client.read_automations_by_name(automation.name)]
+            if there:
+                client.update_automation(there[0], automation)
+            else:
+                client.create_automation(automation)
+            for other in there[1:]:
+                client.delete_automation(other)
+    return tuple(automation.name for automation in automations)
+
+
+def crash_left_over() -> int:
+    """End the flow runs, and their task runs, that a server shows as running though their worker is gone.
+
+    Only for a server's one owner, before it starts a worker. Returns how many flow runs there were.
+    """
+    states = {"state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}}
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(states))
+        for run in runs:
+            for task_run in client.read_task_runs(
+                flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
+                task_run_filter=TaskRunFilter.model_validate(states),
+            ):
+                client.set_task_run_state(task_run.id, Crashed(message="its worker is gone"), force=True)
+            client.set_flow_run_state(run.id, Crashed(message="its worker is gone"), force=True)
+    return len(runs)
+
+
+def _block_id(notify: str) -> Any:
+    block: Block = Block.load(notify)  # type: ignore[assignment]
+    return block._block_document_id

@@ -1,0 +1,128 @@
+"""The flow `watch`: one look at the folders that sequencers write into, and a call of each run that needs one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow, get_client, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+
+from flows.basecall import basecall_flow
+from flows.parameters import spread
+from infra.lock import alone, held
+from tasks.formats.workspace import Workspace
+from tasks.watch import STATE, Call, Look, RunSeen, covered, look, note_failure
+from tasks.watch_settings import WatchSettings
+
+#: States of a flow run that is still to end.
+UNDER_WAY = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+#: Flow runs asked for at once: Prefect's own limit.
+PAGE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What a look saw, and what came of the calls it started."""
+
+    look: Look
+    #: Output folders of the runs called, by outcome.
+    started: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+def watch(settings: WatchSettings) -> Watched:
+    """Look once at the folders, and call what is new.
+
+    Safe to repeat and to run twice: a call has a key made of its input.
+    """
+    log = get_run_logger()
+    (settings.out / STATE).mkdir(parents=True, exist_ok=True)
+    with alone(settings.out / STATE / "lock", announce=log.info):
+        seen = look(settings, now=time.time())
+        for path, problem in seen.problems:
+            log.warning("%s: %s", path, problem)
+        show(seen)
+        under_way = outs_under_way() if settings.deployment else frozenset()
+        started: list[str] = []
+        failed: list[str] = []
+        for run in seen.calls:
+            if run.call is None or run.out in under_way or held(Workspace(Path(run.out)).lock):
+                continue
+            log.info("calling %s (%s) into %s", run.folder, run.why, run.out)
+            good = ask(settings.deployment, run.call) if settings.deployment else call_here(run.call)
+            (started if good else failed).append(run.out)
+            if not good:
+                log.warning("the call of %s failed; the next look makes another attempt", run.folder)
+                note_failure(settings, run.call)
+    return Watched(look=seen, started=tuple(started), failed=tuple(failed))
+
+
+def call_here(call: Call) -> bool:
+    """Call a run in this process; tell whether its result holds all of the input."""
+    state: State = basecall_flow(**dict(call.settings), return_state=True)  # type: ignore[assignment]
+    return state.is_completed() and covered(call.settings)
+
+
+def ask(deployment: str, call: Call) -> bool:
+    """Ask a deployment to call a run, once per key; tell whether that flow run has not failed."""
+    asked: FlowRun = run_deployment(  # type: ignore[assignment]
+        deployment,
+        parameters=call.settings.model_dump(mode="json"),
+        idempotency_key=call.key,
+        timeout=0,
+        as_subflow=False,
+        flow_run_name=call.settings.out.name,
+        tags=["watch"],
+    )
+    return asked.state is None or not (asked.state.is_failed() or asked.state.is_crashed())
+
+
+def outs_under_way() -> frozenset[str]:
+    """List the output folders of basecall flow runs that have not ended."""
+    outs: set[str] = set()
+    offset = 0
+    with get_client(sync_client=True) as client:
+        while True:
+            page = client.read_flow_runs(
+                flow_filter=FlowFilter.model_validate({"name": {"any_": ["basecall"]}}),
+                flow_run_filter=FlowRunFilter.model_validate(
+                    {"state": {"type": {"any_": [StateType(name) for name in UNDER_WAY]}}}
+                ),
+                limit=PAGE,
+                offset=offset,
+            )
+            outs |= {str(run.parameters.get("out")) for run in page}
+            offset += PAGE
+            if len(page) < PAGE:
+                return frozenset(outs)
+
+
+def show(seen: Look) -> None:
+    """Show a look in Prefect: one table, of runs that are not over and of those that can't be called."""
+    open_runs = [run for run in seen.runs if run.action != "closed"]
+    create_table_artifact(
+        [_row(run) for run in open_runs] or [{"run": "none", "state": "nothing is being written"}],
+        key="watch",
+        description=f"{len(seen.runs)} runs, {len(open_runs)} of them open, {len(seen.problems)} problems",
+    )
+
+
+def _row(run: RunSeen) -> dict[str, str | int]:
+    return {
+        "run": run.folder,
+        "state": run.action,
+        "why": run.why,
+        "files": run.files,
+        "being written": run.growing,
+        "unusable": len(run.unusable),
+        "reads": run.reads,
+        "output": run.out,
+    }
+
+
+watch_flow = flow(name="watch", flow_run_name="watch · {out.name}")(spread(watch, WatchSettings))

@@ -1,0 +1,170 @@
+"""The deployments on a real server, with a real work pool and worker, by the commands of the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import psutil
+import pytest
+import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.events import emit_event
+
+from deployments.automations import FAILED, ZOMBIES, install_automations
+from deployments.install import FILE, filled_in
+from flows.basecall import basecall_flow
+from flows.watch import watch_flow
+from infra.processes import end, spawn
+from tasks.formats.commit import committed_ids
+from tasks.formats.workspace import Workspace
+from tasks.watch_settings import resolve_watch
+from tests.making import write_pod5
+from tests.servers import wait_until, webhook
+from tests.test_readme import BLOCKS, LINES
+
+BIN = Path(sys.executable).parent
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the README."""
+    values = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **environment}
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=values, timeout=240)
+
+
+def readme(beginning: str) -> str:
+    (line,) = (line for line in LINES if line.startswith(beginning))
+    return line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed")
+    write_pod5(folder / "data" / "run" / "0.pod5", [20_000] * 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path, prefect_url: str) -> Iterator[psutil.Process]:
+    """Deploy and start a worker, as the README says. Its watch may look too: it calls into a folder of its own."""
+    deployed = shell(readme("shoal deploy").replace("/data", f"{folder}/data").replace("/calls", f"{folder}/calls"))
+    assert deployed.returncode == 0, deployed.stderr
+    assert "watch/every-5-minutes" in deployed.stderr
+    process = spawn(
+        [sys.executable, "-m", *shlex.split(readme("prefect worker"))],
+        log=folder / "worker.log",
+        environment={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "2"},
+    )
+    yield psutil.Process(process.pid)
+    end(process, grace=20)
+
+
+def flow_runs(url: str, **filters: Any) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = httpx.post(f"{url}/flow_runs/filter", json=filters, timeout=30).json()
+    return runs
+
+
+@pytest.mark.deployment
+def test_the_readme_runs_a_deployment(worker: psutil.Process, folder: Path, prefect_url: str) -> None:
+    command = readme("prefect deployment run").replace("/data", f"{folder}/data").replace("/calls", f"{folder}/calls")
+    done = shell(command + """ -p 'engine={"kind": "null"}'""")
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "worker.log").read_text()
+    assert "Completed" in done.stdout
+    ledger = pl.read_parquet(folder / "calls" / "by-hand" / "ledger.parquet")
+    assert set(ledger["fate"]) == {"called"}
+    assert ledger.height == 6
+    (run,) = flow_runs(prefect_url, deployments={"name": {"any_": ["local"]}})
+    assert run["name"].startswith("FAX12345 sample")
+    assert {"engine:null", "site:local", "FAX12345"} <= set(run["tags"])
+
+
+@pytest.mark.deployment
+def test_an_event_of_the_sequencer_starts_a_run(worker: psutil.Process, folder: Path, prefect_url: str) -> None:
+    out = folder / "calls" / "by-event"
+    emit_event(
+        "sequencer.run.finished",
+        resource={"prefect.resource.id": "sequencer.run.1"},
+        payload={"folder": str(folder / "data" / "run"), "out": str(out)},
+    )
+    wait_until(lambda: (out / "ledger.parquet").exists(), seconds=150, telling=(folder / "worker.log").read_text)
+
+
+@pytest.mark.deployment
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ("-p input=[] -p out=/tmp/x", "'input'"),
+        ("""-p 'input=["/tmp"]'""", "'out' is a required property"),
+        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p 'engine={"kind": "gpu"}'""", "'engine.kind'"),
+        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p batch_samples=5""", "'batch_samples'"),
+        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p 'engine={"speed": 5}'""", "'speed'"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_the_run(worker: psutil.Process, parameters: str, words: str) -> None:
+    done = shell(f"prefect deployment run basecall/local {parameters}", COLUMNS="1000")
+    assert done.returncode != 0
+    assert words in re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+@pytest.mark.deployment
+def test_a_killed_flow_is_crashed_and_told(
+    worker: psutil.Process, folder: Path, prefect_url: str, tmp_path: Path
+) -> None:
+    with webhook() as (url, bodies):
+        CustomWebhookNotificationBlock(name="told", url=url, json_data={"text": "{{subject}} {{body}}"}).save(
+            "told", overwrite=True
+        )
+        assert install_automations("custom-webhook/told") == install_automations("custom-webhook/told")
+        named = [one["name"] for one in httpx.post(f"{prefect_url}/automations/filter", json={}).json()]
+        assert named.count(ZOMBIES) == named.count(FAILED) == 1
+        out = tmp_path / "out"
+        command = f"prefect deployment run basecall/local -p 'input=[\"{folder}/data/run\"]' -p out={out}"
+        slow = """ -p 'engine={"kind": "null", "rate": 10000}' -p batch_samples=100000"""
+        assert shell(command + slow).returncode == 0
+        wait_until(lambda: (out / ".shoal" / "plan").exists(), seconds=90, telling=(folder / "worker.log").read_text)
+        flows = [child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline())]
+        flows[0].kill()
+        wait_until(lambda: bodies, seconds=120, telling=(folder / "worker.log").read_text)
+        assert "Crashed" in bodies[0]
+    assert len(committed_ids(Workspace(out))) < 2
+
+
+def test_the_watch_settings_of_the_readme_are_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "[[rules]]" in block)
+    file = tmp_path / "watch.toml"
+    file.write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    settings = resolve_watch(file=file, command_line={"folders": [tmp_path], "out": tmp_path / "calls"})
+    chosen = settings.for_run({"kit": "SQK-LSK114", "sample": "rush-1"}, input=(tmp_path,), out=tmp_path / "out")
+    assert chosen.output.min_qscore == 12
+    assert settings.stop_rules.reads == 4_000_000
+
+
+def test_parameters_are_the_settings() -> None:
+    for flow in (basecall_flow, watch_flow):
+        schema = flow.parameters.model_dump()
+        for name, field in schema["properties"].items():
+            assert field.get("title", name) != name, f"{name} has no title"
+    shown = basecall_flow.parameters.properties
+    assert shown["batch_samples"]["minimum"] == 100_000
+    assert "cpu" in basecall_flow.parameters.definitions["EngineSettings"]["properties"]["kind"]["enum"]
+
+
+def test_the_site_is_filled_into_the_deployments() -> None:
+    project = yaml.safe_load(FILE.read_text())
+    off = filled_in(project, watch=None, every=None, cron=None, site=None)
+    assert off == project
+    on = filled_in(project, watch={"folders": ["/data"]}, every=60.0, cron=None, site="here.toml")
+    (watch,) = (one for one in on["deployments"] if one["name"] == "every-5-minutes")
+    assert [(one.get("interval"), one["active"]) for one in watch["schedules"]] == [(60.0, True), (None, False)]
+    assert on["deployments"][0]["parameters"]["site"] == "here.toml"
+    cron = filled_in(project, watch={"folders": ["/data"]}, every=None, cron="0 6 * * *", site=None)
+    (watch,) = (one for one in cron["deployments"] if one["name"] == "every-5-minutes")
+    assert [(one.get("cron"), one["active"]) for one in watch["schedules"]] == [(None, False), ("0 6 * * *", True)]

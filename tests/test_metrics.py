@@ -1,0 +1,55 @@
+"""The metrics endpoint, asked over HTTP, about real run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs
+from tasks.watch import STATE
+from tests.making import write_pod5
+from tests.servers import free_port
+from tests.test_pipeline import run, settings
+from tests.test_watch import NOW, Site
+
+
+def asked(port: int) -> dict[tuple[str, ...], float]:
+    """Ask the endpoint: {(name, values of its labels …): value}."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            found[(one.name, *(Path(value).name for _, value in sorted(one.labels.items())))] = one.value
+    return found
+
+
+def test_a_run(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "a.pod5", [20_000, 5, 30_000])
+    merged = run(settings(tmp_path / "data", out=tmp_path / "out"))
+    port = free_port()
+    with endpoint(port, RunCollector(lambda: [tmp_path / "out", tmp_path / "not there"])):
+        for _ in range(2):
+            found = asked(port)
+    assert found["shoal_reads_planned", "out"] == 3
+    assert found["shoal_reads", "called", "out"] == 2
+    assert found["shoal_reads", "skipped", "out"] == 1
+    assert found["shoal_bases", "out"] == merged.bases
+    assert found["shoal_batches_done", "out"] == found["shoal_batches_planned", "out"] == 1
+    assert found["shoal_slots_at_work", "out"] == 0
+
+
+def test_a_watch(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    port = free_port()
+    with endpoint(port, WatchCollector(site.out)):
+        assert asked(port)["shoal_watch_runs", "call"] == 0
+        site.write("run/a.pod5", at=NOW)
+        site.write("run/b.pod5", at=NOW, first=3).write_bytes(b"no POD5")
+        site.look(NOW + 100)
+        found = asked(port)
+    assert found["shoal_watch_runs", "call"] == 1
+    assert found["shoal_watch_look_timestamp_seconds",] == NOW + 100
+    assert open_runs(site.out) == [site.out / "run"]
+    assert (site.out / STATE / "look.json").exists()

@@ -1,0 +1,63 @@
+"""A run in words: artifacts and status lines, from real run folders."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+from flows.pace import Pace, progress_words
+from tasks.core.liveness import Beat
+from tasks.formats.planfile import read_plan
+from tasks.formats.workspace import Workspace
+from tasks.progress import RunProgress
+from tasks.report import plan_markdown, result_markdown
+from tests.making import write_pod5
+from tests.test_pipeline import run, settings
+
+
+def test_plan_and_result_in_words(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "a.pod5", [20_000, 5, 30_000, 8_000])
+    merged = run(settings(tmp_path / "data", out=tmp_path / "out"))
+    plan = plan_markdown(read_plan(Workspace(tmp_path / "out")), samples_per_second=1000)
+    assert "1 files, 4 reads, 58,005 samples in 1 batches" in plan
+    assert "Estimated time: 0:00:58" in plan
+    result = result_markdown(merged)
+    assert "4: 3 called, 1 skipped, 0 quarantined" in result
+    assert f"{merged.bases:,} bases" in result
+    assert re.search(r"N50 \| [\d,]+ bases", result)
+    plots = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", result)
+    assert [base64.b64decode(plot)[:4] for plot in plots] == [b"<svg", b"<svg"]
+
+
+def test_a_run_without_records(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "a.pod5", [5])
+    result = result_markdown(run(settings(tmp_path / "data", out=tmp_path / "out")))
+    assert "no records" in result
+    assert "svg" not in result
+
+
+def progress(samples: int) -> RunProgress:
+    return RunProgress(batches=10, reads=100, samples=1_000_000, reads_done=samples // 10_000, samples_done=samples)
+
+
+def test_how_fast_it_goes() -> None:
+    assert "to go" not in progress_words(progress(0), since=progress(0), seconds=5)
+    words = progress_words(progress(500_000), since=progress(100_000), seconds=40)
+    assert words == "50 of 100 reads, 0 bases; 1 reads/s, 10k samples/s; 0:00:50 to go"
+
+
+def test_the_slowest_worker_comes_first() -> None:
+    def beats(time: float, *samples: int) -> list[Beat]:
+        return [
+            Beat(worker=f"node{i}", process=i, batch_id="b", reads=1, samples=count, time=time)
+            for i, count in enumerate(samples)
+        ]
+
+    pace = Pace()
+    assert {row["samples/s"] for row in pace.rows(beats(100, 0, 0), now=100)} == {""}
+    rows = pace.rows(beats(110, 50_000, 1_000), now=150)
+    assert [(row["host"], row["samples/s"], row["state"]) for row in rows] == [
+        ("node1", "100", "late"),
+        ("node0", "5k", "late"),
+    ]

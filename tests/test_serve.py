@@ -1,0 +1,168 @@
+"""`shoal serve` for real: server, worker, schedule and watch from one command, on PostgreSQL; killed and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deployments.serve import Home, database_url, environment, password
+from tasks.core.errors import SettingsError
+from tasks.formats.workspace import Workspace, read_json
+from tests.browser import browser
+from tests.making import write_pod5
+from tests.servers import free_port, postgres, wait_until
+
+SHOAL = Path(sys.executable).with_name("shoal")
+WATCH = """
+settled_for = 0.5
+idle_after = 3600
+batch_samples = 100000
+[engine]
+kind = "null"
+"""
+
+
+class Served:
+    """A running `shoal serve`."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        self.data = folder / "data"
+        self.out = folder / "calls"
+        self.home = Home(folder=folder / "home")
+        self.data.mkdir()
+        (folder / "watch.toml").write_text(WATCH)
+        self._log = (folder / "serve.log").open("w+")
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        options = ["--out", self.out, "--every", "10s", "--port", str(port), "--home", self.home.folder]
+        self.process = subprocess.Popen(
+            [SHOAL, "serve", self.data, *options, "--settings", folder / "watch.toml", *more],
+            stderr=self._log,
+            env=clean,
+        )
+
+    def told(self) -> str:
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def wait_for(self, words: str, seconds: float = 180) -> None:
+        def said() -> bool:
+            assert self.process.poll() is None, self.told()
+            return words in self.told()
+
+        wait_until(said, seconds=seconds, telling=self.told)
+
+    def ask(self, path: str, **body: Any) -> Any:
+        user, word = self.home.auth.read_text().strip().split(":")
+        token = httpx.get(f"{self.url}/csrf-token", params={"client": "tests"}, auth=(user, word)).json()["token"]
+        headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
+        answer = httpx.post(f"{self.url}{path}", json=body, auth=(user, word), headers=headers, timeout=30)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    def children(self, words: str = "") -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if words in " ".join(child.cmdline())]
+
+    def reads_called(self, run: str) -> int:
+        merged = read_json(Workspace(self.out / run).merged)
+        return int(merged["result"]["reads"]) if merged else 0
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(90)
+        self._log.close()
+
+
+@pytest.fixture
+def on_postgres(tmp_path: Path) -> Iterator[Served]:
+    with postgres() as url:
+        served = Served(tmp_path, "--database", url)
+        try:
+            yield served
+        finally:
+            served.close()
+
+
+@pytest.mark.deployment
+@pytest.mark.browser
+@pytest.mark.timeout(600)
+def test_a_workstation_from_one_command(on_postgres: Served) -> None:
+    served = on_postgres
+    served.wait_for("ready: ")
+    assert not list(served.home.prefect.glob("*.db")), "SQLite is used beside PostgreSQL"
+    assert stat.S_IMODE(served.home.auth.stat().st_mode) == 0o600
+    assert served.home.auth.read_text().strip() not in served.told()
+    assert httpx.get(f"{served.url}/flow_runs/00000000-0000-0000-0000-000000000000").status_code == 401
+
+    write_pod5(served.data / "run" / "pod5" / "0.pod5", [20_000] * 5)
+    wait_until(lambda: served.reads_called("run") == 5, seconds=150, telling=served.told)
+
+    site = served.url.removesuffix("/api")
+    with browser() as tab:  # the page asks for the password, and finds the API where it came from itself
+        tab.open(f"{site}/runs")
+        tab.wait_for("Login")
+        tab.screenshot("login")
+        tab.value("document.querySelector('input').focus()")
+        tab.type(served.home.auth.read_text().strip())
+        tab.press("Login")
+        tab.wait_for("FAX12345 sample")
+        tab.screenshot("served-runs")
+
+    (server,) = served.children("server start")
+    server.kill()
+    served.wait_for("the server has died")
+    write_pod5(served.data / "run" / "pod5" / "1.pod5", [20_000] * 5, first=5)
+    (served.data / "run" / "final_summary.txt").touch()
+    wait_until(lambda: served.reads_called("run") == 10, seconds=200, telling=served.told)
+    runs = served.ask("/flow_runs/filter", flows={"name": {"any_": ["basecall"]}})
+    assert {run["state"]["type"] for run in runs} <= {"COMPLETED", "RUNNING"}
+    assert {run["name"].split()[0] for run in runs} == {"FAX12345"}
+
+    everything = served.children()
+    assert len(everything) >= 2
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(90) == 0
+    assert not psutil.wait_procs(everything, timeout=30)[1]
+
+
+def test_the_password_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    file = tmp_path / "auth"
+    made = password(file)
+    assert made.startswith("shoal:")
+    assert len(made) > 30
+    assert password(file) == made
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        password(file)
+
+
+def test_the_environment_of_server_and_worker(tmp_path: Path) -> None:
+    home = Home(folder=tmp_path)
+    values = environment(home, host="0.0.0.0", port=4300, database="postgresql://a:b@c/d", auth="shoal:x")
+    assert values["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
+    assert values["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://a:b@c/d"
+    assert values["PREFECT_SERVER_API_AUTH_STRING"] == values["PREFECT_API_AUTH_STRING"] == "shoal:x"
+    assert values["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
+    assert values["PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE"] == "200"
+    bare = environment(home, host="127.0.0.1", port=4300, database=None, auth=None)
+    assert not [name for name in bare if "AUTH_STRING" in name or "DATABASE" in name]
+
+
+def test_another_database_is_refused_without_telling_its_password() -> None:
+    with pytest.raises(SettingsError, match="postgresql://") as refused:
+        database_url("mysql://root:secret@host/name")
+    assert "secret" not in str(refused.value)
