@@ -25,10 +25,6 @@ FRAMES = SAMPLES // STRIDE
 _FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
 #: Impulse response of the amplifier's filter at 4 kHz, fitted to the steps between samples of real reads.
 _RESPONSE = np.array([0.02, 0.12, 0.72, 0.12, 0.02], np.float32)
-#: Share of chunks with real sequence: little of it is free, and a network learns it by heart.
-_REAL_SEQUENCE = 0.15
-#: How far a chunk's levels lie from the table's, per place and base of the 9-mer: pores and reads differ.
-_TABLE_ERROR = 0.05
 #: Dwells, in units of a read's mean: most bases, and the share that stays long.
 _DWELL_SIGMA, _LONG_SHARE, _LONG_MEDIAN, _LONG_SIGMA = 0.45, 0.06, 2.2, 0.8
 #: Noise within a level, in units of the levels' standard deviation over all 9-mers, and its moving average: 0.3 gives
@@ -52,8 +48,27 @@ class Chunks:
 class Simulator:
     """Draws chunks of any difficulty from a level table and some real sequence."""
 
-    def __init__(self, table: Path, sequences: list[npt.NDArray[np.int8]]) -> None:
-        """Take levels from `table` (uncalled4's .npz: current.mean and .stdv in AAAAAAAAA order, standardised)."""
+    def __init__(
+        self,
+        table: Path,
+        sequences: list[npt.NDArray[np.int8]],
+        *,
+        real_sequence: float,
+        table_error: float,
+        noise_spread: float,
+    ) -> None:
+        """Set what chunks are made of.
+
+        Args:
+            table: Levels: uncalled4's .npz, current.mean and .stdv in AAAAAAAAA order, standardised.
+            sequences: Real sequence, bases 0 to 3.
+            real_sequence: Share of chunks with it: little of it is free, and a network learns it by heart.
+            table_error: How far a chunk's levels lie from the table's, per place and base of the 9-mer: pores differ.
+            noise_spread: Of the noise's strength from chunk to chunk, as the sigma of a log-normal.
+        """
+        self._real_sequence = real_sequence
+        self._table_error = table_error
+        self._noise_spread = noise_spread
         with np.load(table) as levels:
             self._level = levels["current.mean"].astype(np.float32)
             self._spread = np.minimum(levels["current.stdv"], 0.4).astype(np.float32)
@@ -89,7 +104,7 @@ class Simulator:
         ends, kmers = ends[:count], kmers[:count]
         ends[-1] = max(ends[-1], SAMPLES)
         level = self._level[kmers] + hard * rng.standard_normal(count, np.float32) * self._spread[kmers] * 0.9
-        error = rng.normal(0, hard * _TABLE_ERROR, (KMER, 4))
+        error = rng.normal(0, hard * self._table_error, (KMER, 4))
         level += error[np.arange(KMER), bases[np.arange(count)[:, None] + np.arange(KMER)]].sum(axis=1)
         current = np.repeat(level, np.diff(ends, prepend=0))[:SAMPLES].astype(np.float32)
         current = np.convolve(np.pad(current, 2, "edge"), _RESPONSE, "valid")
@@ -110,20 +125,19 @@ class Simulator:
         expected = 1 + _LONG_SHARE * hard * (_LONG_MEDIAN * np.exp(_LONG_SIGMA**2 / 2) - 1)
         return np.maximum(dwell * mean / expected, 1.0)
 
-    @staticmethod
-    def _noise(hard: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    def _noise(self, hard: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         white = rng.standard_normal(SAMPLES + 1, np.float32)
 
         b = np.float32(_NOISE_AVERAGE)
         coloured = (white[1:] + b * white[:-1]) / np.sqrt(1 + b * b)
         slow = np.interp(np.arange(SAMPLES), np.linspace(0, SAMPLES, 9), rng.normal(0, 0.05, 9))
-        strength = (0.03 + (_NOISE - 0.03) * hard) * np.exp(hard * rng.normal(0, 0.3))
+        strength = (0.03 + (_NOISE - 0.03) * hard) * np.exp(hard * rng.normal(0, self._noise_spread))
         noise: npt.NDArray[np.float32] = (strength * coloured + hard * slow).astype(np.float32)
         return noise
 
     def _sequence(self, length: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
         """Return real sequence, or random sequence of some GC content with homopolymers and short repeats put in."""
-        if rng.random() < _REAL_SEQUENCE:
+        if rng.random() < self._real_sequence:
             while True:
                 sequence = self._sequences[rng.choice(len(self._sequences), p=self._weights)]
                 if len(sequence) > length:

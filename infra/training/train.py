@@ -32,7 +32,13 @@ class Drawing:
 
     def __init__(self, reads: list[CalledRead], table: Path, options: argparse.Namespace) -> None:
         sequences = [r.bases for r in reads] + [(3 - r.bases[::-1]).astype(np.int8) for r in reads]
-        self._simulator = Simulator(table, sequences)
+        self._simulator = Simulator(
+            table,
+            sequences,
+            real_sequence=options.real_sequence,
+            table_error=options.table_error,
+            noise_spread=options.noise_spread,
+        )
         self._real = Sampler(reads)
         self._options = options
 
@@ -94,10 +100,14 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curve")
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
     parser.add_argument("--descent", type=int, default=4_000, help="steps of falling learning rate at the end")
     parser.add_argument("--ramp", type=int, default=2_000, help="steps to full difficulty")
     parser.add_argument("--batch", type=int, default=32, help="chunks per step")
     parser.add_argument("--real", type=float, default=0.4, help="share of real chunks, once all is mixed in")
+    parser.add_argument("--real-sequence", type=float, default=0.15, help="share of simulated chunks of real sequence")
+    parser.add_argument("--table-error", type=float, default=0.05, help="error of levels, per place and base")
+    parser.add_argument("--noise-spread", type=float, default=0.3)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
@@ -126,7 +136,7 @@ def main() -> None:
     losses: list[tuple[float, float]] = []
     with ThreadPoolExecutor(1) as drawer, (options.out / "curve.jsonl").open("a") as curve:
         coming = drawer.submit(draw, start)
-        for step in range(start, options.steps):
+        for step in range(start, options.until or options.steps):
             chunks = coming.result()
             coming = drawer.submit(draw, step + 1)
             for group in optimiser.param_groups:
@@ -140,9 +150,9 @@ def main() -> None:
             (loss + 0.5 * asked).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
             optimiser.step()
-            losses.append((float(loss), float(asked)))
+            losses.append((float(loss.detach()), float(asked.detach())))
             done = step + 1
-            if done % CHECKPOINT == 0 or done == options.steps:
+            if done % CHECKPOINT == 0 or done == (options.until or options.steps):
                 point = {
                     "step": done,
                     "samples": done * options.batch * chunks.signal.shape[1],

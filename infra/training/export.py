@@ -1,0 +1,74 @@
+"""Writes a trained network as the ONNX file that the product ships: `-m infra.training.export CHECKPOINT FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+
+def export(state: dict[str, Any], layers: int) -> onnx.ModelProto:
+    """Build the graph: `x` float32 (batch, 1, samples) to `y` (batch, samples / 3, 5), probabilities of NACGT."""
+    weights = {name: value.numpy() for name, value in state.items()}
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def constant(value: Any) -> str:
+        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), f"k{len(constants)}"))
+        return str(constants[-1].name)
+
+    def node(kind: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [f"t{len(nodes)}"], **attributes))
+        return f"t{len(nodes) - 1}"
+
+    x = "x"
+    for number, (stride, padding) in enumerate(((1, 2), (3, 6), (2, 4)), 1):
+        gain = weights[f"norm{number}.weight"] / np.sqrt(weights[f"norm{number}.running_var"] + 1e-5)
+        bias = weights[f"norm{number}.bias"] - weights[f"norm{number}.running_mean"] * gain
+        kernel = weights[f"conv{number}.weight"] * gain[:, None, None]
+        x = node("Conv", x, constant(kernel), constant(bias), strides=[stride], pads=[padding, padding])
+        x = node("Mul", x, node("Sigmoid", x))
+    x = node("Transpose", x, perm=[2, 0, 1])
+    for number in range(layers):
+        name = f"lstm.{number}"
+        width = weights[f"{name}.weight_hh_l0"].shape[1]
+        # PyTorch's gates are input, forget, cell, output; ONNX's input, output, forget, cell.
+        order = np.r_[0:width, 3 * width : 4 * width, width : 2 * width, 2 * width : 3 * width]
+        inputs = [constant(weights[f"{name}.weight_{way}_l0"][order][None]) for way in ("ih", "hh")]
+        biases = np.concatenate([weights[f"{name}.bias_{way}_l0"][order] for way in ("ih", "hh")])[None]
+        direction = "forward" if number % 2 else "reverse"
+        x = node("LSTM", x, *inputs, constant(biases), hidden_size=width, direction=direction)
+        x = node("Squeeze", x, constant(np.array([1], np.int64)))
+    x = node("Add", node("MatMul", x, constant(weights["out.weight"].T)), constant(weights["out.bias"]))
+    x = node("Reshape", node("Transpose", x, perm=[1, 0, 2]), constant(np.array([0, -1, 5], np.int64)))
+    nodes.append(helper.make_node("Softmax", [x], ["y"], axis=2))
+    graph = helper.make_graph(
+        nodes,
+        "minnow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, "samples"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "frames", 5])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    return model
+
+
+def main() -> None:
+    """Export a checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("file", type=Path)
+    given = parser.parse_args()
+    kept = torch.load(given.checkpoint, weights_only=True)
+    onnx.save(export(kept["network"], kept["settings"]["layers"]), given.file)
+
+
+if __name__ == "__main__":
+    main()
