@@ -48,7 +48,7 @@ def _refusal(resources: StageResources) -> str:
         script.write_text(job_script(resources, run_id="shoal-test", slots=1, logs=Path(folder), scratch=None), "utf-8")
         done = _slurm(["sbatch", "--test-only", str(script)])
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
         errors = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in said if "error:" in line]
         return f"Slurm refuses it: {'; '.join(errors or said[-1:]) or f'sbatch ended with {done.returncode}'}"
     return _over_the_limit(resources)
