@@ -133,7 +133,7 @@ def test_two_runs_on_one_folder_are_refused(data: Path, tmp_path: Path, prefect_
     [
         (["--engine", "gpu"], "engine.kind: 'gpu'"),
         (["--batch-samples", "5"], "batch_samples: 5"),
-        (["--model", "nothing"], "engine.model: 'nothing' is no bundled model (minnow-v0)"),
+        (["--model", "nothing"], "engine.model: 'nothing' is no bundled model (minnow-v1)"),
         (["--site", "mars"], "site: 'mars'"),
     ],
 )

@@ -65,7 +65,13 @@ class _Ctc:
             places = np.array(path, np.int64)
             codes = _CODES[np.frombuffer(sequence.encode(), np.uint8)]
             bases[i, places] = codes
-            sure[i, places] = frames[places, codes]
+            # How sure it is of a base: its highest probability until the next one comes.
+            for code in range(1, 5):
+                here = np.flatnonzero(codes == code)
+                if len(here):
+                    edges = np.stack((places, np.append(places[1:], len(frames))), axis=1)[here].ravel()
+                    column = np.append(frames[:, code], np.float32(0))
+                    sure[i, places[here]] = np.maximum.reduceat(column, edges)[::2]
         return bases, sure
 
 
