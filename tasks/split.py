@@ -37,10 +37,11 @@ import pyarrow.parquet as pq
 
 from tasks.core.batches import Batch, Bundle
 from tasks.core.calls import Fate, Outcome
-from tasks.core.errors import EngineError, SupersededError
+from tasks.core.errors import EngineError, InputError, SupersededError
 from tasks.core.reads import Read, RunInfo
-from tasks.core.suspects import STRIKES, Suspects
+from tasks.core.suspects import MOST, STRIKES, Suspects
 from tasks.engines.base import Engine
+from tasks.formats.attempts import AttemptNotes
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
 from tasks.formats.pod5 import Unreadable, read_rows
@@ -93,6 +94,7 @@ def basecall_bundle(
     min_qscore: float,
     run_numbers: dict[tuple[str | int, ...], int],
     progress: Progress = lambda batch_id, reads, samples: None,
+    notes: AttemptNotes | None = None,
     carefully: bool = False,
 ) -> BundleReport:
     """Call the batches of a bundle as one stream, and commit each.
@@ -102,6 +104,7 @@ def basecall_bundle(
     Args:
         run_numbers: The plan's number of each run, by its key.
         progress: Told of answered reads.
+        notes: Where the batches that are begun are noted, for those who ask what failed.
         carefully: The bundle is one batch that failed again and again: call it range by range, and leave a note of
             the range, so that the next attempt knows where this one failed (tasks/core/suspects.py).
 
@@ -113,10 +116,19 @@ def basecall_bundle(
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
     if not batches:
         return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
-    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress)
+    notes = notes or AttemptNotes(workspace)
+    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress, notes)
     if carefully:
         pipeline.search = _Search(workspace, batches[0])
-    return pipeline.run()
+    try:
+        return pipeline.run()
+    except Exception as error:
+        if pipeline.search is not None:
+            pipeline.search.stop()
+        if isinstance(error, (InputError, OSError)):  # neither the engine's fault nor a read's
+            notes.take_back()
+        notes.fail(error)
+        raise
 
 
 class _Pipeline:
@@ -131,6 +143,7 @@ class _Pipeline:
         min_qscore: float,
         run_numbers: dict[tuple[str | int, ...], int],
         progress: Progress,
+        notes: AttemptNotes,
     ) -> None:
         self.workspace = workspace
         self.batches = batches
@@ -138,6 +151,7 @@ class _Pipeline:
         self._writing = Writing.of(engine.identity, output, min_qscore)
         self.run_numbers = run_numbers
         self.progress = progress
+        self.notes = notes
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
         self.search: _Search | None = None
@@ -200,21 +214,31 @@ class _Pipeline:
     def _carefully(self, search: _Search) -> Iterator[tuple[Read, Outcome]]:
         """Call range by range; reads that are quarantined are answered without the engine."""
         for start, reads in groupby(self._reads(), key=lambda read: search.range_of(read.position)):
-            search.begin(start)
             healthy = []
             for read in reads:
-                if read.position in search.suspects.quarantined:
+                if read.position in search.quarantined:
+                    cause = search.quarantined[read.position]
                     yield (
                         read,
                         Outcome.quarantined(
-                            f"poison: {STRIKES} times the worker died or the engine broke over this read alone; "
+                            f"poison: the engine or its worker broke {STRIKES} times over this read alone: {cause}; "
                             f"its signal is in {read.file}, row {read.row}"
                         ),
                     )
                 else:
                     healthy.append(read)
-            yield from self.engine.basecall(healthy)
-        search.end()
+            search.begin(start)
+            owed = len(healthy)
+            try:
+                for answer in self.engine.basecall(healthy):
+                    owed -= 1
+                    yield answer
+                if owed > 0:
+                    raise EngineError(f"the engine left {owed} of {len(healthy)} reads unanswered")
+            except Exception as error:
+                search.blame(error)
+                raise
+            search.stop()
 
     def _unread(self) -> Iterator[tuple[Sequence[Answer], int]]:
         while self.unreadable:
@@ -230,6 +254,7 @@ class _Pipeline:
     def _rows(self) -> Iterator[Read]:
         position = 0
         for batch in self.batches:
+            self.notes.begin(batch.batch_id)
             for part in batch.slices:
                 for read in read_rows(part.file, part.start, part.stop, position):
                     position = read.position + 1
@@ -245,22 +270,32 @@ class _Search:
     def __init__(self, workspace: Workspace, batch: Batch) -> None:
         self._file = workspace.suspects / f"{batch.batch_id}.json"
         self._file.parent.mkdir(exist_ok=True)
-        self.suspects = (read_suspects(workspace, batch) or Suspects.of(batch.reads)).narrowed()
-        self._starts = [start for start, _ in self.suspects.ranges]
+        self._suspects = (read_suspects(workspace, batch) or Suspects.of(batch.reads)).narrowed()
+        self._starts = [start for start, _ in self._suspects.ranges]
+        self._blamed = False
+        #: Why reads are quarantined, by position.
+        self.quarantined = dict(zip(self._suspects.quarantined, self._suspects.causes, strict=True))
 
     def range_of(self, position: int) -> int:
         """Return the first position of the range that a read is in."""
         return self._starts[bisect_right(self._starts, position) - 1]
 
     def begin(self, start: int) -> None:
-        """Note that a range is being called."""
-        self._note(replace(self.suspects, calling=start))
+        """Note that a range is being called: if that is the last thing we do, it is its fault."""
+        self._note(replace(self._suspects, calling=start))
 
-    def end(self) -> None:
-        """Note that the last range went through."""
-        self._note(replace(self.suspects, calling=None))
+    def blame(self, error: Exception) -> None:
+        """Note that the engine broke over the range that is being called."""
+        self._blamed = True
+        self._note(replace(self._suspects, calling=self._noted.calling, error=f"{type(error).__name__}: {error}"))
+
+    def stop(self) -> None:
+        """Note that the range went through, or that what went wrong is not its fault."""
+        if not self._blamed:
+            self._note(self._suspects)
 
     def _note(self, suspects: Suspects) -> None:
+        self._noted = suspects
         write_json(self._file, asdict(suspects))
 
 
@@ -273,8 +308,17 @@ def read_suspects(workspace: Workspace, batch: Batch) -> Suspects | None:
         ranges=tuple((start, stop) for start, stop in noted["ranges"]),
         strikes=tuple((position, count) for position, count in noted["strikes"]),
         quarantined=tuple(noted["quarantined"]),
+        causes=tuple(noted["causes"]),
         calling=noted["calling"],
+        error=noted["error"],
     )
+
+
+def forget_hopeless(workspace: Workspace) -> None:
+    """Begin the search anew where it found the engine at fault: it may have been mended."""
+    for file in workspace.suspects.glob("[!.]*.json"):
+        if len(read_json(file)["quarantined"]) > MOST:
+            file.unlink()
 
 
 def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
@@ -383,13 +427,16 @@ class _BatchWriter:
             "ended": time.time(),
             "engine": asdict(self.outputs.identity),
             "worker": f"{socket.gethostname()} {os.getpid()}",
+            "worker_name": self.pipeline.notes.worker,
             "metrics": self.pipeline.metrics.since_last(),
         }
         try:
             commit(self.pipeline.workspace, self.batch.batch_id, self.folder, manifest)
         except SupersededError as error:
             logger.warning("%s", error)
+            self.pipeline.notes.end(self.batch.batch_id)
             return False
+        self.pipeline.notes.end(self.batch.batch_id)
         logger.info(
             "batch %s committed: %d reads, %d samples, %d called, %d skipped, %d quarantined",
             self.batch.batch_id,

@@ -25,8 +25,12 @@ class Suspects:
     #: Failures of reads alone, by position.
     strikes: tuple[tuple[int, int], ...] = ()
     quarantined: tuple[int, ...] = ()
+    #: Why, in the same order.
+    causes: tuple[str, ...] = ()
     #: First read of the range that is being called; None between ranges.
     calling: int | None = None
+    #: What the engine raised over that range; the empty string when it died without a word, or is still at it.
+    error: str = ""
 
     @classmethod
     def of(cls, reads: int) -> Suspects:
@@ -43,11 +47,15 @@ class Suspects:
         if self.calling is None:
             return self
         start, stop = next(one for one in self.ranges if one[0] == self.calling)
+        between = replace(self, calling=None, error="")
         if stop - start > 1:
             middle = (start + stop) // 2
             halves = ((start, middle), (middle, stop))
             ranges = tuple(part for one in self.ranges for part in (halves if one == (start, stop) else (one,)))
-            return replace(self, ranges=ranges, calling=None)
+            return replace(between, ranges=ranges)
         strikes = {**dict(self.strikes), start: dict(self.strikes).get(start, 0) + 1}
-        quarantined = (*self.quarantined, start) if strikes[start] >= STRIKES else self.quarantined
-        return replace(self, strikes=tuple(strikes.items()), quarantined=quarantined, calling=None)
+        between = replace(between, strikes=tuple(strikes.items()))
+        if strikes[start] < STRIKES:
+            return between
+        cause = self.error or "the worker died or hung"
+        return replace(between, quarantined=(*self.quarantined, start), causes=(*self.causes, cause))

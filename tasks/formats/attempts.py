@@ -47,6 +47,11 @@ class AttemptNotes:
         if self._noted.pop(batch_id, None):
             self._file(batch_id).unlink(missing_ok=True)
 
+    def take_back(self) -> None:
+        """Take all notes back: what went wrong is no matter of batches or workers."""
+        for batch_id in list(self._noted):
+            self.end(batch_id)
+
     def fail(self, error: Exception) -> None:
         """Say in all notes that are left what went wrong."""
         for failure in self._noted.values():
