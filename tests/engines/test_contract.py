@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from tasks.core.calls import Fate, Outcome, mean_qscore
+from tasks.core.errors import EngineError
 from tasks.core.reads import Read
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.engines.null import NullEngine
 from tasks.engines.scrappie import ScrappieEngine
-from tests.data import library
+from tests.data import missing
 from tests.engines.bonito_form import random_weights, write_model
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
@@ -31,8 +32,10 @@ def _model_directory() -> Engine:
 
 
 def _scrappie() -> Engine:
-    library("scrappy")
-    return ScrappieEngine()
+    try:
+        return ScrappieEngine()
+    except EngineError as error:
+        missing(str(error))
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
