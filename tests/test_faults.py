@@ -200,32 +200,35 @@ def test_however_the_flow_ends_the_same_command_goes_on(
     """Killed, cancelled in Prefect, interrupted, terminated; while it runs, another is refused."""
     out = tmp_path / "out"
 
-    killed = run(data, out, site)
+    def begin() -> subprocess.Popen[str]:
+        return run(data, out, site, rate=30_000)
+
+    killed = begin()
     at_work(killed, out)
-    assert "another shoal works on" in finished(run(data, out, site), 2)
+    assert "another shoal works on" in finished(begin(), 2)
     killed.kill()
     killed.communicate()
     assert jobs()
 
     before = running(prefect_url)
-    cancelled = run(data, out, site)  # takes over at once, and cancels what the first has left in the queue
+    cancelled = begin()  # takes over at once, and cancels what the first has left in the queue
     wait_until(lambda: bool(running(prefect_url) - before), cancelled)
     (mine,) = running(prefect_url) - before
-    at_work(cancelled, out, commits=3)
+    at_work(cancelled, out)
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{prefect_url}/flow_runs/{mine}/set_state", json=state).raise_for_status()
     assert "cancelled in Prefect; the same command goes on" in finished(cancelled, 4)
     assert not jobs()
     assert httpx.get(f"{prefect_url}/flow_runs/{mine}").json()["state"]["type"] in ("CANCELLED", "FAILED")
 
-    for commits, number in ((5, signal.SIGINT), (7, signal.SIGTERM)):
-        stopped = run(data, out, site)
-        at_work(stopped, out, commits)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped = begin()
+        at_work(stopped, out)
         stopped.send_signal(number)
         assert "the same command goes on" in finished(stopped, 4)
         assert not jobs()
 
-    complete(run(data, out, site), data, out, undisturbed)
+    complete(begin(), data, out, undisturbed)
 
 
 def running(prefect_url: str) -> set[str]:
