@@ -1,20 +1,21 @@
 # make demo | make test: each sets up .venv first if needed. PYTHON chooses the interpreter (3.10 to 3.13).
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CANT = the extra $(1) can't be built here (README, 'Extras'): its tests will be skipped
 
 .PHONY: setup demo test lint bench clean
 
 setup: .venv/.ready
 
+# What builds with a C compiler may fail; pip would keep a wheel of scrappie that was built without its headers for ever.
 # Byte-compiled at install: without it every Dask worker and flow pays seconds of CPU to import Prefect.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Shoal needs Python 3.10 or newer; give one: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ont,models,dev]'
-	for extra in accuracy scrappie; do \
-	  PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extra]" 2>/dev/null || \
-	  echo "the extra $$extra can't be built here (README, 'Extras'): its tests will be skipped"; \
-	done
+	$(PIP) --editable '.[ont,models,dev]'
+	$(PIP) --editable '.[accuracy]' 2>/dev/null || echo "$(call CANT,accuracy)"
+	$(PIP) --no-cache-dir --editable '.[scrappie]' 2>/dev/null && $(BIN)/python -c 'import scrappy' || echo "$(call CANT,scrappie)"
 	$(BIN)/python -m compileall -q .venv/lib || true
 	touch $@
 
@@ -30,8 +31,9 @@ demo: setup
 	done
 	touch $@
 
+# Three processes on two cores: the tests of clusters and servers mostly wait.
 test: setup .venv/readers/.ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

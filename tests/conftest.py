@@ -12,6 +12,12 @@ from infra.prefect_server import prefect_api
 from tests.slurm import jobs, slurm, testbed
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that wait for clusters and servers: processes that share the files end at about one time."""
+    waiting = {item.path for item in items if item.get_closest_marker("slurm") or item.get_closest_marker("deployment")}
+    items.sort(key=lambda item: item.path not in waiting)
+
+
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Prefect home of the session's own: tests leave the user's database alone."""

@@ -72,17 +72,28 @@ def _here(slurm_here: None, prefect_url: str) -> None:
     """Slurm and Prefect."""
 
 
-def run(data: Path, out: Path, site: Path) -> subprocess.Popen[str]:
-    """Start a run of 2 M samples at 60,000 samples/s per worker."""
-    return start(data, out, "--site", str(site), "--rate", "60000")
+def run(data: Path, out: Path, site: Path, rate: int = 60_000) -> subprocess.Popen[str]:
+    """Start a run of 2 M samples at so many samples/s per worker."""
+    return start(data, out, "--site", str(site), "--rate", str(rate))
 
 
-def at_work(process: subprocess.Popen[str], out: Path) -> Beat:
+def at_work(process: subprocess.Popen[str], out: Path, commits: int = 1) -> Beat:
     """Wait until something is committed and two workers are in the middle of more; return what one of them tells."""
     folder = Workspace(out).heartbeats
-    wait_until(lambda: len(committed_ids(Workspace(out))) >= 1, process)
-    wait_until(lambda: len({beat.worker for beat in read_heartbeats(folder)}) == 2, process)
-    return next(read_heartbeats(folder))
+
+    def living() -> list[Beat]:
+        return [beat for beat in read_heartbeats(folder) if runs(beat.process)]
+
+    wait_until(lambda: len(committed_ids(Workspace(out))) >= commits, process)
+    wait_until(lambda: len({beat.worker for beat in living()}) == 2, process)
+    return living()[0]
+
+
+def runs(process: int) -> bool:
+    """Tell whether a process is there, and not suspended."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    return False
 
 
 def complete(process: subprocess.Popen[str], data: Path, out: Path, undisturbed: dict[str, str]) -> None:
@@ -148,19 +159,23 @@ def _nodes_up() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [kill_worker, kill_nanny, cancel_job, stop_worker, stop_worker_and_nanny, node_down, node_drained],
+    "faults",
+    [(kill_worker, cancel_job, stop_worker, node_drained), (kill_nanny, stop_worker_and_nanny, node_down)],
 )
-def test_a_fault_of_a_worker(
-    fault: Callable[[Beat], None],
+def test_one_fault_of_a_worker_after_another(
+    faults: tuple[Callable[[Beat], None], ...],
     data: Path,
     site: Path,
     tmp_path: Path,
     undisturbed: dict[str, str],
     _nodes_up: None,  # noqa: PT019
 ) -> None:
-    process = run(data, tmp_path / "out", site)
-    fault(at_work(process, tmp_path / "out"))
+    process = run(data, tmp_path / "out", site, rate=30_000)
+    for number, fault in enumerate(faults, start=1):
+        beat = at_work(process, tmp_path / "out", commits=number)
+        fault(beat)
+        if fault is not node_drained:
+            wait_for(lambda beat=beat: not psutil.pid_exists(beat.process), 40)
     complete(process, data, tmp_path / "out", undisturbed)
 
 
@@ -172,38 +187,54 @@ def test_slurm_is_away_while_a_worker_dies(data: Path, site: Path, tmp_path: Pat
     os.kill(controller, signal.SIGTERM)
     wait_for(lambda: not psutil.pid_exists(controller), 20)
     kill_nanny(beat)
-    time.sleep(20)
+    time.sleep(12)
     slurmctld = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
     assert slurmctld is not None
     subprocess.run([slurmctld, "-f", configuration], check=True)
     complete(process, data, tmp_path / "out", undisturbed)
 
 
-def test_kill_the_flow_and_run_again(data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    """The second one takes over at once, and cancels what the first has left in the queue."""
-    first = run(data, tmp_path / "out", site)
-    at_work(first, tmp_path / "out")
-    first.kill()
-    first.communicate()
-    assert jobs()
-    second = run(data, tmp_path / "out", site)
-    complete(second, data, tmp_path / "out", undisturbed)
-
-
-def test_cancel_in_prefect_and_run_again(
+def test_however_the_flow_ends_the_same_command_goes_on(
     data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str], prefect_url: str
 ) -> None:
-    first = run(data, tmp_path / "out", site)
-    at_work(first, tmp_path / "out")
-    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
-    (found,) = httpx.post(f"{prefect_url}/flow_runs/filter", json=running).raise_for_status().json()
-    mine = found["id"]
+    """Killed, cancelled in Prefect, interrupted, terminated; while it runs, another is refused."""
+    out = tmp_path / "out"
+
+    def begin() -> subprocess.Popen[str]:
+        return run(data, out, site, rate=30_000)
+
+    killed = begin()
+    at_work(killed, out)
+    assert "another shoal works on" in finished(begin(), 2)
+    killed.kill()
+    killed.communicate()
+    assert jobs()
+
+    before = running(prefect_url)
+    cancelled = begin()  # takes over at once, and cancels what the first has left in the queue
+    wait_until(lambda: bool(running(prefect_url) - before), cancelled)
+    (mine,) = running(prefect_url) - before
+    at_work(cancelled, out)
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{prefect_url}/flow_runs/{mine}/set_state", json=state).raise_for_status()
-    assert "cancelled in Prefect; the same command goes on" in finished(first, 4)
+    assert "cancelled in Prefect; the same command goes on" in finished(cancelled, 4)
     assert not jobs()
     assert httpx.get(f"{prefect_url}/flow_runs/{mine}").json()["state"]["type"] in ("CANCELLED", "FAILED")
-    complete(run(data, tmp_path / "out", site), data, tmp_path / "out", undisturbed)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped = begin()
+        at_work(stopped, out)
+        stopped.send_signal(number)
+        assert "the same command goes on" in finished(stopped, 4)
+        assert not jobs()
+
+    complete(begin(), data, out, undisturbed)
+
+
+def running(prefect_url: str) -> set[str]:
+    """Return the ids of the flow runs at work; one that was killed counts as running, too."""
+    asked = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
+    return {one["id"] for one in httpx.post(f"{prefect_url}/flow_runs/filter", json=asked).raise_for_status().json()}
 
 
 def test_prefect_is_away(
@@ -220,25 +251,6 @@ def test_prefect_is_away(
     time.sleep(20)
     server.resume()
     complete(process, data, tmp_path / "out", undisturbed)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_the_flow_and_run_again(
-    number: int, data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]
-) -> None:
-    first = run(data, tmp_path / "out", site)
-    at_work(first, tmp_path / "out")
-    first.send_signal(number)
-    assert "the same command goes on" in finished(first, 4)
-    assert not jobs()
-    complete(run(data, tmp_path / "out", site), data, tmp_path / "out", undisturbed)
-
-
-def test_two_flows_at_once(data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    first = run(data, tmp_path / "out", site)
-    at_work(first, tmp_path / "out")
-    assert "another shoal works on" in finished(run(data, tmp_path / "out", site), 2)
-    complete(first, data, tmp_path / "out", undisturbed)
 
 
 def test_launch_and_merge_in_jobs_of_their_own(data: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ SHOAL = Path(sys.executable).with_name("shoal")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("input")
     for number in range(4):
-        write_pod5(folder / f"{number}.pod5", [25_000] * 20, first=20 * number)
+        write_pod5(folder / f"{number}.pod5", [25_000] * 20, first=20 * number, acquisition_id="4f10f10f" * 5)
     return folder
 
 
@@ -69,9 +69,10 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_a_run_is_complete_and_seen_in_prefect(undisturbed: Path, data: Path, prefect_url: str) -> None:
     assert "80 reads in" in check_from_outside(undisturbed, data)
-    runs = httpx.post(f"{prefect_url}/flow_runs/filter", json={}).json()
+    ours = {"flow_runs": {"tags": {"all_": ["run:4f10f10f"]}}}
+    runs = httpx.post(f"{prefect_url}/flow_runs/filter", json=ours).json()
     assert {run["state"]["name"] for run in runs} == {"Completed"}
-    names = {run["name"] for run in httpx.post(f"{prefect_url}/task_runs/filter", json={}).json()}
+    names = {run["name"] for run in httpx.post(f"{prefect_url}/task_runs/filter", json=ours).json()}
     assert any(name.startswith("split 00000 · ") for name in names), names
 
 

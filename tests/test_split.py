@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -103,6 +104,36 @@ def test_an_engine_that_misbehaves_costs_no_read(
     assert not list(workspace.staging.iterdir())
     call(given)
     assert merge(given).called == 15
+    check_from_outside(given.out, *given.input)
+
+
+def test_a_full_disk_costs_no_read(tmp_path: Path) -> None:
+    """The kernel refuses writes in the middle of a batch, here by a limit; with room again it goes on."""
+    write_pod5(tmp_path / "data" / "1.pod5", [20_000] * 40)
+    given = settings(tmp_path / "data", out=tmp_path / "out", batch_samples=200_000)
+    launch(given)
+    workspace = Workspace(given.out)
+    seen = threading.Event()
+
+    class Filling(Wrapped):
+        def bend(self, answers: Answers) -> Answers:
+            for number, answer in enumerate(answers):
+                if number == 15:
+                    seen.set()
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+                yield answer
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="too large"):
+            call(given, Filling())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seen.is_set()
+    assert len(committed_ids(workspace)) < 4
+    assert not list(workspace.staging.iterdir())
+    call(given)
+    assert merge(given).called == 40
     check_from_outside(given.out, *given.input)
 
 

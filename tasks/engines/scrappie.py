@@ -6,6 +6,7 @@ score is the network's own probability of the likeliest 5-mer, over the blocks t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -54,6 +55,7 @@ class ScrappieEngine:
 
     def __init__(self) -> None:
         self.identity = scrappie_identity()
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # slots are its parallelism; BLAS threads fight over them
         try:
             import scrappy
         except ImportError as error:

@@ -48,7 +48,9 @@ class Cost:
 
     reads: int
     samples: int
+    #: Seconds; of the command with all it started, and of its own process.
     cpu: float
+    flow_cpu: float
     #: MB; the largest of the worker processes, and the command itself.
     worker_memory: float
     flow_memory: float
@@ -110,6 +112,7 @@ def measure(data: Path, out: Path, site: Path, *options: str) -> Cost:
         reads=result["reads"],
         samples=sum(batch.samples for batch in plan.batches),
         cpu=usage.ru_utime + usage.ru_stime,
+        flow_cpu=memory.flow_cpu,
         worker_memory=memory.workers / 1e6,
         flow_memory=memory.flow / 1e6,
         busy=_busy(workspace, plan, float(options[1]) if options else 0.0),
@@ -118,11 +121,12 @@ def measure(data: Path, out: Path, site: Path, *options: str) -> Cost:
 
 
 class _Memory:
-    """Watches the resident memory of a command and its children."""
+    """Watches the resident memory of a command and its children, and its own CPU seconds."""
 
     def __init__(self, pid: int) -> None:
         self.done = threading.Event()
         self.flow = self.workers = 0
+        self.flow_cpu = 0.0
         self.thread = threading.Thread(target=self._watch, args=(psutil.Process(pid),), daemon=True)
         self.thread.start()
 
@@ -130,6 +134,7 @@ class _Memory:
         while not self.done.wait(0.2):
             try:
                 self.flow = max(self.flow, root.memory_info().rss)
+                self.flow_cpu = sum(root.cpu_times()[:2])
                 for child in root.children(recursive=True):
                     self.workers = max(self.workers, child.memory_info().rss)
             except psutil.NoSuchProcess:

@@ -148,7 +148,7 @@ def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.Monke
     before = signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
     try:
         with alone(lock, announce=pytest.fail):
-            wait_for(lambda: "000000000002" in lock.read_text(), 10)
+            wait_for(lambda: "000000000001" not in lock.read_text(), 10)
             lock.unlink()
             elsewhere(lock, 1)
             assert interrupted.wait(10)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from prefect.context import refresh_global_settings_context
 
 from infra.prefect_server import prefect_api
 from tasks.core.errors import SettingsError, ShoalError
@@ -49,6 +51,13 @@ def finished(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     return output
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    """This process talks to the session's server again after a test that changes the environment."""
+    yield
+    refresh_global_settings_context()
 
 
 @pytest.fixture

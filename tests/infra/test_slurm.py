@@ -128,14 +128,20 @@ def test_pools_grow_with_the_work_and_shrink(tmp_path: Path, slurm_here: None) -
 @pytest.mark.slurm
 def test_lost_jobs_are_replaced_while_slurm_is_away_too(tmp_path: Path, slurm_here: None) -> None:
     """One scancel; then another with slurmctld stopped for a while, so that sbatch fails."""
+    told: list[str] = []
+
+    def come_up() -> int:
+        told.extend(cluster.news())
+        return sum("is there: job" in line for line in told)
+
     with workers(tmp_path, H100, minimum=2) as (cluster, client):
-        client.wait_for_workers(2, timeout=60)
+        wait_for(lambda: come_up() == 2)
         before = set(jobs())
         first = client.submit(wait_for_gate, 1, tmp_path, pure=False)
         wait_for(lambda: began(tmp_path, 1))
         slurm("scancel", *before)
         wait_for(lambda: len(jobs(state="R")) == 2 and not before & set(jobs()), 30)
-        client.wait_for_workers(2, timeout=60)
+        wait_for(lambda: come_up() == 4)
         (tmp_path / "gate").touch()
         assert first.result(timeout=60)[0] == 1
         state = Path(os.environ["SLURM_CONF"]).parent
@@ -148,8 +154,8 @@ def test_lost_jobs_are_replaced_while_slurm_is_away_too(tmp_path: Path, slurm_he
         subprocess.run(["slurmctld", "-f", os.environ["SLURM_CONF"]], check=True)
         client.wait_for_workers(2, timeout=60)
         assert client.submit(engine_and_process, 5).result(timeout=60)[:2] == (5, "fake")
-        told = " ".join(cluster.news())
-        assert "another takes its place" in told
+        wait_for(lambda: come_up() == 5)
+        assert "another takes its place" in " ".join(told)
 
 
 @pytest.mark.slurm
