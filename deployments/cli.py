@@ -132,8 +132,6 @@ class RunOptions:
     batch_samples: Annotated[int | None, _from(RunSettings, "batch_samples")] = None
     bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
     rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
-    max_attempts: Annotated[int | None, _from(RunSettings, "max_attempts")] = None
-    max_worker_failures: Annotated[int | None, _from(RunSettings, "max_worker_failures")] = None
     strict: Annotated[bool | None, _from(RunSettings, "strict")] = None
     log_level: Annotated[str | None, _from(RunSettings, "log_level")] = None
     settings: Annotated[Path | None, Parameter(help="Settings file (TOML); the command line wins over it.")] = None

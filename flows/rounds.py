@@ -38,7 +38,7 @@ from tasks.formats.workspace import Workspace
 from tasks.launch import bundles_left
 from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
-from tasks.split import BundleReport, basecall_bundle, read_suspects
+from tasks.split import BundleReport, basecall_bundle, forget_hopeless, read_suspects
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
     watchman = Watchman(workspace.heartbeats, cluster, site)
     slots = cluster.slots
     submitted, cause = 0, ""
+    forget_hopeless(workspace)
     for round_ in range(settings.rounds):
         done = committed_ids(workspace)
         left = tuple(batch for batch in plan.batches if batch.batch_id not in done)

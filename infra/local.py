@@ -59,23 +59,6 @@ class LocalCluster(distributed.LocalCluster):
         """Take what happened since the last call, in words."""
         return [self._news.popleft() for _ in range(len(self._news))]
 
-    def names(self) -> set[str]:
-        """Name the workers that are there, or soon again."""
-        return {str(name) for name in self.worker_spec}
-
-    def remove(self, worker: str) -> None:
-        """End a worker, for good; what it was at is called elsewhere."""
-        self.sync(self._remove, worker)
-
-    async def _remove(self, worker: str) -> None:
-        for name in [name for name in self.worker_spec if str(name) == worker]:
-            del self.worker_spec[name]
-            nanny = self.workers.pop(name, None)
-            for address in [address for address, state in self.scheduler.workers.items() if state.name == name]:
-                await self.scheduler.remove_worker(address, safe=True, stimulus_id=f"remove-{name}")
-            if nanny is not None:
-                await nanny.close()
-
     async def _tend(self) -> None:
         while True:
             await asyncio.sleep(TICK)

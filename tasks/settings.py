@@ -195,22 +195,6 @@ class RunSettings(BaseModel):
     rounds: int = Field(
         4, title="Rounds", ge=1, le=20, description="how often what was not committed is tried, in smaller bundles"
     )
-    max_attempts: int = Field(
-        3,
-        title="Attempts at a batch",
-        ge=1,
-        le=20,
-        description="a batch that failed or killed its worker so often is searched for the read that does it, which is "
-        "quarantined; the rest of the batch is called",
-    )
-    max_worker_failures: int = Field(
-        3,
-        title="Failures of a worker, batches",
-        ge=2,
-        le=100,
-        description="a worker on which so many different batches failed one after another, while other workers commit, "
-        "gets no more of them, and is named in the result",
-    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", title="Log level of the workers", description="each worker writes a log file in OUT/.shoal/logs"
     )

@@ -37,11 +37,10 @@ import pyarrow.parquet as pq
 
 from tasks.core.batches import Batch, Bundle
 from tasks.core.calls import Fate, Outcome
-from tasks.core.errors import EngineError, InputError, SupersededError
+from tasks.core.errors import EngineError, SupersededError
 from tasks.core.reads import Read, RunInfo
 from tasks.core.suspects import MOST, STRIKES, Suspects
 from tasks.engines.base import Engine
-from tasks.formats.attempts import AttemptNotes
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
 from tasks.formats.pod5 import Unreadable, read_rows
@@ -94,7 +93,6 @@ def basecall_bundle(
     min_qscore: float,
     run_numbers: dict[tuple[str | int, ...], int],
     progress: Progress = lambda batch_id, reads, samples: None,
-    notes: AttemptNotes | None = None,
     carefully: bool = False,
 ) -> BundleReport:
     """Call the batches of a bundle as one stream, and commit each.
@@ -104,7 +102,6 @@ def basecall_bundle(
     Args:
         run_numbers: The plan's number of each run, by its key.
         progress: Told of answered reads.
-        notes: Where the batches that are begun are noted, for those who ask what failed.
         carefully: The bundle is one batch that failed again and again: call it range by range, and leave a note of
             the range, so that the next attempt knows where this one failed (tasks/core/suspects.py).
 
@@ -116,18 +113,14 @@ def basecall_bundle(
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
     if not batches:
         return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
-    notes = notes or AttemptNotes(workspace)
-    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress, notes)
+    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress)
     if carefully:
         pipeline.search = _Search(workspace, batches[0])
     try:
         return pipeline.run()
-    except Exception as error:
+    except Exception:
         if pipeline.search is not None:
             pipeline.search.stop()
-        if isinstance(error, (InputError, OSError)):  # neither the engine's fault nor a read's
-            notes.take_back()
-        notes.fail(error)
         raise
 
 
@@ -143,7 +136,6 @@ class _Pipeline:
         min_qscore: float,
         run_numbers: dict[tuple[str | int, ...], int],
         progress: Progress,
-        notes: AttemptNotes,
     ) -> None:
         self.workspace = workspace
         self.batches = batches
@@ -151,7 +143,6 @@ class _Pipeline:
         self._writing = Writing.of(engine.identity, output, min_qscore)
         self.run_numbers = run_numbers
         self.progress = progress
-        self.notes = notes
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
         self.search: _Search | None = None
@@ -254,7 +245,6 @@ class _Pipeline:
     def _rows(self) -> Iterator[Read]:
         position = 0
         for batch in self.batches:
-            self.notes.begin(batch.batch_id)
             for part in batch.slices:
                 for read in read_rows(part.file, part.start, part.stop, position):
                     position = read.position + 1
@@ -427,16 +417,13 @@ class _BatchWriter:
             "ended": time.time(),
             "engine": asdict(self.outputs.identity),
             "worker": f"{socket.gethostname()} {os.getpid()}",
-            "worker_name": self.pipeline.notes.worker,
             "metrics": self.pipeline.metrics.since_last(),
         }
         try:
             commit(self.pipeline.workspace, self.batch.batch_id, self.folder, manifest)
         except SupersededError as error:
             logger.warning("%s", error)
-            self.pipeline.notes.end(self.batch.batch_id)
             return False
-        self.pipeline.notes.end(self.batch.batch_id)
         logger.info(
             "batch %s committed: %d reads, %d samples, %d called, %d skipped, %d quarantined",
             self.batch.batch_id,

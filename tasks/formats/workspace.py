@@ -45,16 +45,6 @@ class Workspace:
         return self.state / "suspects"
 
     @property
-    def attempts(self) -> Path:
-        """One file per batch that an attempt is at, or failed at."""
-        return self.state / "attempts"
-
-    @property
-    def aside(self) -> Path:
-        """Names the workers that get no more bundles."""
-        return self.state / "aside.json"
-
-    @property
     def heartbeats(self) -> Path:
         return self.state / "heartbeats"
 
