@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks at the committed batches, for the progress artifact, and at the workers.
 PROGRESS_INTERVAL = 5.0
 LOOK_INTERVAL = 1.0
+#: Batches left over above which no read is looked for, unless still more went through: the engine is at fault then.
+MOST_SEARCHED = 8
 #: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
 TABLE_INTERVAL = 60.0
 FIRST_TABLE = 10.0
@@ -139,6 +141,8 @@ def _suspects(workspace: Workspace, plan: Plan) -> list[Batch]:
     """Return the batches that are not committed and in which a read may be at fault."""
     done = committed_ids(workspace)
     left = [batch for batch in plan.batches if batch.batch_id not in done]
+    if len(left) > max(MOST_SEARCHED, len(done)):
+        return []
     return [batch for batch in left if not ((found := read_suspects(workspace, batch)) and found.hopeless)]
 
 

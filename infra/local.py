@@ -42,7 +42,7 @@ class LocalCluster(distributed.LocalCluster):
         self._news: deque[str] = deque(maxlen=100)
         #: Why more workers are no use; the flow ends with it.
         self.trouble = ""
-        super().__init__(**options)  # type: ignore[no-untyped-call]
+        super().__init__(**options)
 
     async def _start(self) -> None:
         await super()._start()

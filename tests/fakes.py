@@ -71,13 +71,13 @@ def open_slowly(folder: Path, seconds: float) -> FakeEngine:
 
 
 class PoisonedEngine:
-    """Makes bases up, and dies over one read: with its whole process, or with an error."""
+    """Makes bases up, and breaks over one read: `raises` an error, `kills` its process, or `hangs`."""
 
-    def __init__(self, poison: str, *, kills: bool) -> None:
+    def __init__(self, poison: str, *, how: str) -> None:
         self._engine = NullEngine()
         self.identity = self._engine.identity
         self._poison = poison
-        self._kills = kills
+        self._how = how
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         yield from self._engine.basecall(self._checked(reads))
@@ -88,12 +88,14 @@ class PoisonedEngine:
     def _checked(self, reads: Iterable[Read]) -> Iterator[Read]:
         for read in reads:
             if read.read_id == self._poison:
-                if self._kills:
+                if self._how == "kills":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if self._how == "hangs":
+                    time.sleep(3600)
                 raise EngineError("the GPU fell off the bus")
             yield read
 
 
-def open_poisoned(poison: str) -> PoisonedEngine:
-    """Open an engine that one read kills, and its worker with it."""
-    return PoisonedEngine(poison, kills=True)
+def open_poisoned(poison: str, how: str) -> PoisonedEngine:
+    """Open an engine that one read breaks."""
+    return PoisonedEngine(poison, how=how)

@@ -29,7 +29,7 @@ from tests.making import read_uuid, write_pod5
 from tests.test_pipeline import check_from_outside, settings
 
 ROOT = Path(__file__).parents[1]
-SITE = Site(name="test", workers=1)
+SITE = Site(name="test", workers=1, late_after=1, stall_after=2)
 POISON = str(read_uuid(1, 1))
 
 
@@ -63,10 +63,10 @@ def split(given: RunSettings, artifact: UUID) -> None:
 
 
 @flow(name="poisoned", validate_parameters=False)
-def calling(given: RunSettings) -> None:
+def calling(given: RunSettings, how: str) -> None:
     artifact = create_progress_artifact(0.0, key="progress")
     logs = Workspace(given.out).logs
-    with open_cluster(SITE, partial(open_poisoned, POISON), slots=1, logs=logs, log_level="INFO") as cluster:
+    with open_cluster(SITE, partial(open_poisoned, POISON, how), slots=1, logs=logs, log_level="INFO") as cluster:
         split.with_options(task_runner=task_runner(cluster))(given, artifact)
 
 
@@ -84,20 +84,21 @@ def test_a_read_that_breaks_the_engine_is_found_and_the_rest_lands(tmp_path: Pat
     given = prepared(tmp_path, 90)
     for _ in range(20):
         try:
-            attempt(given, PoisonedEngine(POISON, kills=False))
+            attempt(given, PoisonedEngine(POISON, how="raises"))
         except EngineError:
             continue
         break
     check(given)
 
 
-def test_a_read_that_kills_its_worker_is_found_and_the_rest_lands(
-    tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["kills", "hangs"])
+def test_a_read_that_ends_its_worker_is_found_and_the_rest_lands(
+    how: str, tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = prepared(tmp_path, 3)
+    given = prepared(tmp_path, 2)
     monkeypatch.syspath_prepend(str(ROOT))
     Workspace(given.out).create()
-    calling(given)
+    calling(given, how)
     check(given)
 
 
@@ -109,5 +110,5 @@ def test_an_engine_that_always_breaks_is_given_up(tmp_path: Path) -> None:
             raise EngineError("no GPU")
 
     with pytest.raises(EngineError, match="no GPU"):
-        attempt(given, Broken(POISON, kills=False))
+        attempt(given, Broken(POISON, how="raises"))
     assert not committed_ids(Workspace(given.out))
