@@ -28,8 +28,9 @@ from infra.cluster import Cluster
 from infra.site import Site
 from infra.watchman import Watchman
 from infra.workers import heartbeat, read_heartbeats, worker_engine
-from tasks.core.batches import Bundle
+from tasks.core.batches import Batch, Bundle
 from tasks.core.errors import EngineError, StoppedError
+from tasks.core.plan import Plan
 from tasks.engines.registry import min_qscore_of
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
@@ -37,20 +38,28 @@ from tasks.formats.workspace import Workspace
 from tasks.launch import bundles_left
 from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
-from tasks.split import BundleReport, basecall_bundle
+from tasks.split import BundleReport, basecall_bundle, forget_hopeless, read_suspects
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the committed batches, for the progress artifact, and at the workers.
 PROGRESS_INTERVAL = 5.0
 LOOK_INTERVAL = 1.0
+#: Batches left over above which no read is looked for, unless still more went through: the engine is at fault then.
+MOST_SEARCHED = 8
 #: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
 TABLE_INTERVAL = 60.0
 FIRST_TABLE = 10.0
 
 
 def call_bundle(
-    out: str, number: int, batches: tuple[int, ...], reads: int, output: OutputSettings, min_qscore: float
+    out: str,
+    number: int,
+    batches: tuple[int, ...],
+    reads: int,
+    output: OutputSettings,
+    min_qscore: float,
+    carefully: bool = False,
 ) -> BundleReport:
     """Call one bundle on the worker's engine. Runs on a Dask worker; only names and numbers come and go."""
     workspace = Workspace(Path(out))
@@ -66,6 +75,7 @@ def call_bundle(
             min_qscore=min_qscore,
             run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
             progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
+            carefully=carefully,
         )
     finally:
         beat.end()
@@ -97,6 +107,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
     watchman = Watchman(workspace.heartbeats, cluster, site)
     slots = cluster.slots
     submitted, cause = 0, ""
+    forget_hopeless(workspace)
     for round_ in range(settings.rounds):
         done = committed_ids(workspace)
         left = tuple(batch for batch in plan.batches if batch.batch_id not in done)
@@ -108,6 +119,15 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
             cause = f"{type(failure).__name__}: {failure}"
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
+    while suspects := _suspects(workspace, plan):
+        before = [read_suspects(workspace, batch) for batch in suspects]
+        log.warning("%d batches failed in every round; looking for the reads that break them", len(suspects))
+        bundles = tuple(Bundle(number=submitted + i, batches=(batch,)) for i, batch in enumerate(suspects))
+        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman, carefully=True):
+            cause = f"{type(failure).__name__}: {failure}"
+        submitted += len(bundles)
+        if before == [read_suspects(workspace, batch) for batch in suspects]:
+            break  # it fails before any read is called
     progress.show(last=True)
     left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
     if left_over:
@@ -117,8 +137,23 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
         )
 
 
+def _suspects(workspace: Workspace, plan: Plan) -> list[Batch]:
+    """Return the batches that are not committed and in which a read may be at fault."""
+    done = committed_ids(workspace)
+    left = [batch for batch in plan.batches if batch.batch_id not in done]
+    if len(left) > max(MOST_SEARCHED, len(done)):
+        return []
+    return [batch for batch in left if not ((found := read_suspects(workspace, batch)) and found.hopeless)]
+
+
 def _run(
-    bundles: Iterable[Bundle], settings: RunSettings, *, window: int, progress: _Progress, watchman: Watchman
+    bundles: Iterable[Bundle],
+    settings: RunSettings,
+    *,
+    window: int,
+    progress: _Progress,
+    watchman: Watchman,
+    carefully: bool = False,
 ) -> Iterator[BaseException]:
     """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
     waiting = iter(bundles)
@@ -135,6 +170,7 @@ def _run(
                 bundle.reads,
                 settings.output,
                 min_qscore,
+                carefully,
             )
             futures[future.wrapped_future.key] = future
             future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))

@@ -14,6 +14,7 @@ import dask
 import distributed
 from prefect_dask.task_runners import DaskTaskRunner
 
+from infra.local import LOCAL_SETTINGS, LocalCluster
 from infra.site import PoolResources, Site, StageResources
 from infra.workers import EnginePlugin, LogPlugin, RetirePlugin
 from tasks.core.errors import ShoalError
@@ -73,10 +74,13 @@ class LocalWorkers:
     slots: int
     security: Any
     client: Any
+    cluster: LocalCluster
 
     def news(self) -> list[str]:
-        """Nothing: what happens here is in the workers' logs."""
-        return []
+        """Tell which workers did not come back."""
+        if self.cluster.trouble:
+            raise ShoalError(self.cluster.trouble)
+        return self.cluster.news()
 
     def has(self, address: str) -> bool:
         """Whether Dask counts it as a worker."""
@@ -160,8 +164,8 @@ def open_cluster(
             yield workers
         return
     with (
-        dask.config.set(DASK_SETTINGS),
-        distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        dask.config.set({**DASK_SETTINGS, **LOCAL_SETTINGS}),
+        LocalCluster(
             n_workers=site.workers,
             threads_per_worker=threads,
             processes=True,
@@ -181,6 +185,7 @@ def open_cluster(
                 slots=site.workers * threads,
                 security=cluster.security,
                 client=client,
+                cluster=cluster,
             )
         ) as workers:
             yield workers

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from types import TracebackType
 from typing import TypeVar
 
@@ -38,11 +39,12 @@ from tasks.core.batches import Batch, Bundle
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SupersededError
 from tasks.core.reads import Read, RunInfo
+from tasks.core.suspects import MOST, STRIKES, Suspects
 from tasks.engines.base import Engine
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
 from tasks.formats.pod5 import Unreadable, read_rows
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.metrics import Metrics
 from tasks.settings import OutputSettings
 
@@ -91,6 +93,7 @@ def basecall_bundle(
     min_qscore: float,
     run_numbers: dict[tuple[str | int, ...], int],
     progress: Progress = lambda batch_id, reads, samples: None,
+    carefully: bool = False,
 ) -> BundleReport:
     """Call the batches of a bundle as one stream, and commit each.
 
@@ -99,6 +102,8 @@ def basecall_bundle(
     Args:
         run_numbers: The plan's number of each run, by its key.
         progress: Told of answered reads.
+        carefully: The bundle is one batch that failed again and again: call it range by range, and leave a note of
+            the range, so that the next attempt knows where this one failed (tasks/core/suspects.py).
 
     Raises:
         EngineError: the engine broke. Batches committed before stay committed.
@@ -108,7 +113,15 @@ def basecall_bundle(
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
     if not batches:
         return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
-    return _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress).run()
+    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress)
+    if carefully:
+        pipeline.search = _Search(workspace, batches[0])
+    try:
+        return pipeline.run()
+    except Exception:
+        if pipeline.search is not None:
+            pipeline.search.stop()
+        raise
 
 
 class _Pipeline:
@@ -132,6 +145,7 @@ class _Pipeline:
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
+        self.search: _Search | None = None
         #: Reads that can't be read, answered without the engine.
         self.unreadable: deque[Answer] = deque()
         #: Position of each batch's first read in the bundle.
@@ -181,11 +195,41 @@ class _Pipeline:
 
     def _answers(self) -> Iterator[tuple[Sequence[Answer], int]]:
         """Read and call; yield answers in groups, each with its samples."""
-        for group, samples in _groups(self.engine.basecall(self._reads()), lambda answer: answer[0].num_samples):
+        called = self.engine.basecall(self._reads()) if self.search is None else self._carefully(self.search)
+        for group, samples in _groups(called, lambda answer: answer[0].num_samples):
             self.clock.mark("calling", len(group), 2 * samples)
             yield group, samples
             yield from self._unread()
         yield from self._unread()
+
+    def _carefully(self, search: _Search) -> Iterator[tuple[Read, Outcome]]:
+        """Call range by range; reads that are quarantined are answered without the engine."""
+        for start, reads in groupby(self._reads(), key=lambda read: search.range_of(read.position)):
+            healthy = []
+            for read in reads:
+                if read.position in search.quarantined:
+                    cause = search.quarantined[read.position]
+                    yield (
+                        read,
+                        Outcome.quarantined(
+                            f"poison: the engine or its worker broke {STRIKES} times over this read alone: {cause}; "
+                            f"its signal is in {read.file}, row {read.row}"
+                        ),
+                    )
+                else:
+                    healthy.append(read)
+            search.begin(start)
+            owed = len(healthy)
+            try:
+                for answer in self.engine.basecall(healthy):
+                    owed -= 1
+                    yield answer
+                if owed > 0:
+                    raise EngineError(f"the engine left {owed} of {len(healthy)} reads unanswered")
+            except Exception as error:
+                search.blame(error)
+                raise
+            search.stop()
 
     def _unread(self) -> Iterator[tuple[Sequence[Answer], int]]:
         while self.unreadable:
@@ -208,6 +252,63 @@ class _Pipeline:
                         yield read
                     else:
                         self.unreadable.append((read, Outcome.quarantined(read.reason)))
+
+
+class _Search:
+    """The search for the read that breaks a batch, kept in a file that outlives the worker."""
+
+    def __init__(self, workspace: Workspace, batch: Batch) -> None:
+        self._file = workspace.suspects / f"{batch.batch_id}.json"
+        self._file.parent.mkdir(exist_ok=True)
+        self._suspects = (read_suspects(workspace, batch) or Suspects.of(batch.reads)).narrowed()
+        self._starts = [start for start, _ in self._suspects.ranges]
+        self._blamed = False
+        #: Why reads are quarantined, by position.
+        self.quarantined = dict(zip(self._suspects.quarantined, self._suspects.causes, strict=True))
+
+    def range_of(self, position: int) -> int:
+        """Return the first position of the range that a read is in."""
+        return self._starts[bisect_right(self._starts, position) - 1]
+
+    def begin(self, start: int) -> None:
+        """Note that a range is being called: if that is the last thing we do, it is its fault."""
+        self._note(replace(self._suspects, calling=start))
+
+    def blame(self, error: Exception) -> None:
+        """Note that the engine broke over the range that is being called."""
+        self._blamed = True
+        self._note(replace(self._suspects, calling=self._noted.calling, error=f"{type(error).__name__}: {error}"))
+
+    def stop(self) -> None:
+        """Note that the range went through, or that what went wrong is not its fault."""
+        if not self._blamed:
+            self._note(self._suspects)
+
+    def _note(self, suspects: Suspects) -> None:
+        self._noted = suspects
+        write_json(self._file, asdict(suspects))
+
+
+def read_suspects(workspace: Workspace, batch: Batch) -> Suspects | None:
+    """Return where the search in a batch stands; None when none was begun."""
+    noted = read_json(workspace.suspects / f"{batch.batch_id}.json")
+    if noted is None:
+        return None
+    return Suspects(
+        ranges=tuple((start, stop) for start, stop in noted["ranges"]),
+        strikes=tuple((position, count) for position, count in noted["strikes"]),
+        quarantined=tuple(noted["quarantined"]),
+        causes=tuple(noted["causes"]),
+        calling=noted["calling"],
+        error=noted["error"],
+    )
+
+
+def forget_hopeless(workspace: Workspace) -> None:
+    """Begin the search anew where it found the engine at fault: it may have been mended."""
+    for file in workspace.suspects.glob("[!.]*.json"):
+        if len(read_json(file)["quarantined"]) > MOST:
+            file.unlink()
 
 
 def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:

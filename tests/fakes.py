@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from infra.workers import worker_engine
 from tasks.core.calls import EngineIdentity, Outcome
 from tasks.core.errors import EngineError
 from tasks.core.reads import Read
+from tasks.engines.null import NullEngine
 
 
 class FakeEngine:
@@ -66,3 +68,34 @@ def open_slowly(folder: Path, seconds: float) -> FakeEngine:
     """Take a while, as an engine does that loads a large model."""
     time.sleep(seconds)
     return open_fake(folder)
+
+
+class PoisonedEngine:
+    """Makes bases up, and breaks over one read: `raises` an error, `kills` its process, or `hangs`."""
+
+    def __init__(self, poison: str, *, how: str) -> None:
+        self._engine = NullEngine()
+        self.identity = self._engine.identity
+        self._poison = poison
+        self._how = how
+
+    def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
+        yield from self._engine.basecall(self._checked(reads))
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _checked(self, reads: Iterable[Read]) -> Iterator[Read]:
+        for read in reads:
+            if read.read_id == self._poison:
+                if self._how == "kills":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self._how == "hangs":
+                    time.sleep(3600)
+                raise EngineError("the GPU fell off the bus")
+            yield read
+
+
+def open_poisoned(poison: str, how: str) -> PoisonedEngine:
+    """Open an engine that one read breaks."""
+    return PoisonedEngine(poison, how=how)

@@ -40,6 +40,11 @@ class Workspace:
         return self.state / "sorted"
 
     @property
+    def suspects(self) -> Path:
+        """One file per batch that failed again and again: where the search for the read at fault stands."""
+        return self.state / "suspects"
+
+    @property
     def heartbeats(self) -> Path:
         return self.state / "heartbeats"
 

@@ -1,0 +1,103 @@
+"""A Dask cluster of worker processes on this machine, which never ends up without workers.
+
+Dask's own gives a worker up when none of its name is there some seconds after one died. That look may fall into the
+moment in which it is starting again; then its nanny is closed for good, and with the last one gone a flow would wait
+for ever. Here, a worker that stays away has its nanny replaced, and when that is no use, the flow is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import distributed
+from distributed.core import Status
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the workers.
+TICK = 1.0
+#: Seconds that a worker may be away, for it is starting.
+START_WITHIN = 120.0
+#: Nannies in a row that were replaced before any worker came up, after which more of them are no use.
+STILLBORN = 5
+
+#: Dask's own reaction to a worker that is away is put off: ours is better.
+LOCAL_SETTINGS = {"distributed.deploy.lost-worker-timeout": "10000 hours"}
+
+
+class LocalCluster(distributed.LocalCluster):
+    """Workers of this machine, each with a nanny in this process."""
+
+    scheduler: Any
+
+    def __init__(self, **options: Any) -> None:
+        self._away: dict[Any, float] = {}
+        self._stillborn = 0
+        self._tending: asyncio.Task[None] | None = None
+        self._news: deque[str] = deque(maxlen=100)
+        #: Why more workers are no use; the flow ends with it.
+        self.trouble = ""
+        super().__init__(**options)
+
+    async def _start(self) -> None:
+        await super()._start()
+        self._tending = asyncio.create_task(self._tend())
+
+    async def _close(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._tending
+        await super()._close()
+
+    def news(self) -> list[str]:
+        """Take what happened since the last call, in words."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self._mend()
+            except Exception as error:
+                logger.exception("the workers could not be tended; trying again")
+                self._tell(f"a worker can't be started: {type(error).__name__}: {error}")
+
+    async def _mend(self) -> None:
+        """Replace the nannies whose workers stay away."""
+        now = time.monotonic()
+        there = {state.name for state in self.scheduler.workers.values()}
+        if there:
+            self._stillborn = 0
+        for name in self.worker_spec:
+            if name in there:
+                self._away.pop(name, None)
+                continue
+            away = now - self._away.setdefault(name, now)
+            nanny = self.workers.get(name)
+            if nanny is not None and away < START_WITHIN and nanny.status in (Status.init, Status.running):
+                continue
+            if self._stillborn == STILLBORN:
+                self.trouble = (
+                    f"worker processes can't be started on this machine: {STILLBORN} in a row did not come up; "
+                    "`shoal doctor` and the log of this run say more"
+                )
+                return
+            self._stillborn += 1
+            self._tell(f"worker {name} does not come back; another takes its place")
+            self._away.pop(name)
+            self.workers.pop(name, None)
+            if nanny is not None:
+                await nanny.close()
+        if set(self.worker_spec) - set(self.workers):
+            await self._correct_state()
+
+    def _tell(self, text: str) -> None:
+        logger.info("%s", text)
+        if not self._news or self._news[-1] != text:
+            self._news.append(text)
