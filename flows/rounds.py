@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,14 +28,16 @@ from flows.pace import Pace, progress_words
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.watchman import Watchman
-from infra.workers import heartbeat, read_heartbeats, worker_engine
+from infra.workers import heartbeat, read_heartbeats, worker_engine, worker_name
 from tasks.core.batches import Batch, Bundle
-from tasks.core.errors import EngineError, StoppedError
+from tasks.core.crew import Ended, SetAside, to_set_aside
+from tasks.core.errors import EngineError, InputError, StoppedError, WorkerError
+from tasks.core.liveness import Beat
 from tasks.core.plan import Plan
 from tasks.engines.registry import min_qscore_of
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, write_json
 from tasks.launch import bundles_left
 from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
@@ -67,7 +70,7 @@ def call_bundle(
     bundle = Bundle(number=number, batches=read_batches(workspace, batches))
     beat = heartbeat(workspace.heartbeats, bundle=number)
     try:
-        return basecall_bundle(
+        report = basecall_bundle(
             workspace,
             bundle,
             worker_engine(),
@@ -77,6 +80,11 @@ def call_bundle(
             progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
             carefully=carefully,
         )
+        return replace(report, worker=worker_name())
+    except InputError:
+        raise  # no worker can help it
+    except Exception as error:
+        raise WorkerError(f"{type(error).__name__}: {error}", worker_name(), socket.gethostname()) from error
     finally:
         beat.end()
 
@@ -105,6 +113,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
     log = get_run_logger()
     progress = _Progress(workspace, artifact)
     watchman = Watchman(workspace.heartbeats, cluster, site)
+    crew = _Crew(workspace, cluster, most_workers=site.most_workers)
     slots = cluster.slots
     submitted, cause = 0, ""
     forget_hopeless(workspace)
@@ -115,16 +124,18 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
             break
         bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
         log.info("round %d: %d batches in %d bundles on %d slots", round_ + 1, len(left), len(bundles), slots)
-        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman):
-            cause = f"{type(failure).__name__}: {failure}"
+        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman, crew=crew):
+            cause = str(failure)
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
     while suspects := _suspects(workspace, plan):
         before = [read_suspects(workspace, batch) for batch in suspects]
         log.warning("%d batches failed in every round; looking for the reads that break them", len(suspects))
         bundles = tuple(Bundle(number=submitted + i, batches=(batch,)) for i, batch in enumerate(suspects))
-        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman, carefully=True):
-            cause = f"{type(failure).__name__}: {failure}"
+        for failure in _run(
+            bundles, settings, window=2 * slots, progress=progress, watchman=watchman, crew=crew, carefully=True
+        ):
+            cause = str(failure)
         submitted += len(bundles)
         if before == [read_suspects(workspace, batch) for batch in suspects]:
             break  # it fails before any read is called
@@ -153,11 +164,13 @@ def _run(
     window: int,
     progress: _Progress,
     watchman: Watchman,
+    crew: _Crew,
     carefully: bool = False,
 ) -> Iterator[BaseException]:
     """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
     waiting = iter(bundles)
     futures: dict[str, Any] = {}
+    numbers: dict[str, int] = {}
     done: queue.SimpleQueue[str] = queue.SimpleQueue()
     log = get_run_logger()
     min_qscore = min_qscore_of(settings)
@@ -173,6 +186,8 @@ def _run(
                 carefully,
             )
             futures[future.wrapped_future.key] = future
+            numbers[future.wrapped_future.key] = bundle.number
+            crew.submitted(bundle)
             future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))
             if len(futures) >= window:
                 break
@@ -180,18 +195,65 @@ def _run(
             return
         for news in watchman.look():
             log.warning("%s", news)
+        for beat in watchman.lost():
+            crew.lost(beat)
         progress.show()
         try:
-            future = futures.pop(done.get(timeout=LOOK_INTERVAL))  # and with it the result in the worker's memory
+            key = done.get(timeout=LOOK_INTERVAL)
         except queue.Empty:
             continue
+        future = futures.pop(key)  # and with it the result in the worker's memory
         try:
             result = future.result(raise_on_failure=False)
         except distributed.KilledWorker as error:
-            yield error
-        else:
-            if isinstance(result, BaseException):
-                yield result
+            result = error
+        crew.ended(numbers.pop(key), result)
+        if isinstance(result, BaseException):
+            yield result
+
+
+class _Crew:
+    """What this flow's bundles came to on its workers; sets those aside that can't call."""
+
+    def __init__(self, workspace: Workspace, cluster: Cluster, *, most_workers: int) -> None:
+        self._workspace = workspace
+        self._cluster = cluster
+        self._most_workers = most_workers
+        self._history: list[Ended] = []
+        self._aside: list[SetAside] = []
+        self._bundles: dict[int, Bundle] = {}
+        workspace.aside.unlink(missing_ok=True)  # an earlier flow's workers are gone
+
+    def submitted(self, bundle: Bundle) -> None:
+        """Take note of a bundle that is to be called."""
+        self._bundles[bundle.number] = bundle
+
+    def ended(self, number: int, result: object) -> None:
+        """Take note of how a bundle ended."""
+        if isinstance(result, WorkerError):
+            planned = {batch.batch_id for batch in self._bundles[number].batches}
+            failed = frozenset(planned - committed_ids(self._workspace))
+            self._note(Ended(worker=result.worker, host=result.host, failed=failed, cause=result.message))
+        elif isinstance(result, BundleReport) and result.committed:
+            self._note(Ended(worker=result.worker))
+
+    def lost(self, beat: Beat) -> None:
+        """Take note of a slot that died, hung or stalled; Dask may have had its bundle called elsewhere since."""
+        bundle = self._bundles.get(beat.bundle)
+        if bundle is not None:
+            failed = {beat.batch_id} if beat.batch_id else {batch.batch_id for batch in bundle.batches}
+            cause = "it died or hung without a word"
+            self._note(Ended(worker=beat.worker, host=beat.host, failed=frozenset(failed), cause=cause))
+
+    def _note(self, ended: Ended) -> None:
+        self._history.append(ended)
+        names = [one.worker for one in self._aside]
+        found = to_set_aside(self._history, names, most_workers=self._most_workers)
+        if found is not None:
+            get_run_logger().warning("%s", found)
+            self._cluster.set_aside(found.worker)
+            self._aside.append(found)
+            write_json(self._workspace.aside, [str(one) for one in self._aside])
 
 
 def refuse_when_cancelled() -> None:

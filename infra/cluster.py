@@ -65,6 +65,9 @@ class Cluster(Protocol):
     def restart(self, worker: str) -> None:
         """Open a worker's engine anew, in a new process."""
 
+    def set_aside(self, worker: str) -> None:
+        """Give a worker no more bundles; it keeps its place, so that nobody else gets its GPU."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalWorkers:
@@ -97,6 +100,10 @@ class LocalWorkers:
             if str(name) == worker:
                 self.client.restart_workers([name], timeout=30, raise_for_error=False)
 
+    def set_aside(self, worker: str) -> None:
+        """Pause it, and every process that its nanny makes."""
+        self.cluster.aside.add(worker)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmWorkers:
@@ -124,6 +131,10 @@ class SlurmWorkers:
     def restart(self, worker: str) -> None:
         """Let its nanny kill the process and make another, in the same job."""
         self.cluster.restart(worker)
+
+    def set_aside(self, worker: str) -> None:
+        """Pause it, and keep its job."""
+        self.cluster.aside.add(worker)
 
 
 @contextmanager

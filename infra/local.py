@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -30,12 +31,21 @@ STILLBORN = 5
 LOCAL_SETTINGS = {"distributed.deploy.lost-worker-timeout": "10000 hours"}
 
 
+def pause(scheduler: Any, names: Collection[str]) -> None:
+    """Have a scheduler give nothing to workers of some names; a new process of such a worker needs it again."""
+    for worker in list(scheduler.workers.values()):
+        if str(worker.name) in names and worker.status == Status.running:
+            scheduler.handle_worker_status_change(Status.paused, worker, f"aside-{worker.name}")
+
+
 class LocalCluster(distributed.LocalCluster):
     """Workers of this machine, each with a nanny in this process."""
 
     scheduler: Any
 
     def __init__(self, **options: Any) -> None:
+        #: Names of workers that get nothing to do.
+        self.aside: set[str] = set()
         self._away: dict[Any, float] = {}
         self._stillborn = 0
         self._tending: asyncio.Task[None] | None = None
@@ -63,6 +73,7 @@ class LocalCluster(distributed.LocalCluster):
         while True:
             await asyncio.sleep(TICK)
             try:
+                pause(self.scheduler, self.aside)
                 await self._mend()
             except Exception as error:
                 logger.exception("the workers could not be tended; trying again")

@@ -220,10 +220,14 @@ class Site(BaseModel):
     )
     dorado: DoradoSite = Field(default_factory=DoradoSite, title="ONT's programs")
 
+    @property
+    def most_workers(self) -> int:
+        """Workers that may run at once."""
+        return self.workers if self.kind == "local" else self.split.most_workers
+
     def slots_in_all(self, slots_of_engine: int) -> int:
         """Return how many bundles run at once."""
-        workers = self.workers if self.kind == "local" else self.split.most_workers
-        return workers * (self.slots or slots_of_engine)
+        return self.most_workers * (self.slots or slots_of_engine)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Site:

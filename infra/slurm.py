@@ -26,6 +26,7 @@ import distributed
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from infra.local import pause
 from infra.site import PoolResources, Site, StageResources
 from tasks.core.resources import PoolState, correction, format_walltime, lifetime
 
@@ -177,6 +178,8 @@ class SlurmCluster(SLURMCluster):
         for number, pool in enumerate(pools):
             options = job_options(pool, run_id=run_id, slots=scaling.slots, logs=logs, scratch=site.scratch)
             self._pools.append(_Pool(name=pool.partition or f"pool{number}", resources=pool, options=options))
+        #: Names of workers that get nothing to do, and keep their jobs.
+        self.aside: set[str] = set()
         self._known: dict[str, _Known] = {}
         self._queue = QueueState()
         self._stillborn = 0
@@ -249,6 +252,7 @@ class SlurmCluster(SLURMCluster):
         """Heal and scale, until the cluster closes."""
         while True:
             try:
+                pause(self.scheduler, self.aside)
                 await self._look()
                 self._scale_to_work()
                 await self._correct_state()
@@ -291,7 +295,7 @@ class SlurmCluster(SLURMCluster):
                     self._stillborn = 0
                     self._tell(f"worker {name} is there: job {self.job_of(name)} on {there[name].host}")
                     known.idle_since = now
-                if there[name].processing:
+                if there[name].processing or name in self.aside:
                     known.idle_since = now
         missing = [name for name in self.workers if name not in there]
         lost = any(self._known[name].was_there for name in missing if name in self._known)

@@ -29,6 +29,12 @@ class Watchman:
         self._told_late: set[str] = set()
         self._restarted: set[str] = set()
         self._looked = -LOOK_EVERY
+        self._lost: list[Beat] = []
+
+    def lost(self) -> list[Beat]:
+        """Take what was seen last of the slots that died, hung or stalled since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def look(self) -> Iterator[str]:
         """Judge all slots, act, and yield what was done, in words; at most every few seconds.
@@ -73,10 +79,12 @@ class Watchman:
                     self._forget(key, sighting.beat)
 
     def _replace(self, beat: Beat) -> None:
+        self._lost.append(beat)
         self._cluster.replace(beat.worker)
         clear_heartbeats(self._folder, beat.worker)
 
     def _forget(self, key: str, beat: Beat) -> None:
+        self._lost.append(beat)
         self._sightings.pop(key, None)
         clear_heartbeats(self._folder, beat.worker, beat.process)
 

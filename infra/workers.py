@@ -139,6 +139,14 @@ def _close(opening: Future[Engine]) -> None:
         opening.result().close()
 
 
+def worker_name() -> str:
+    """Return the name of the Dask worker that runs the calling task; the host's where there is none."""
+    try:
+        return str(distributed.get_worker().name)
+    except ValueError:
+        return socket.gethostname()
+
+
 def worker_engine() -> Engine:
     """Return the engine of the worker that runs the calling task.
 

@@ -7,10 +7,12 @@ import socket
 import sys
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,11 @@ import numpy.typing as npt
 import polars as pl
 
 from tasks.core.calls import EngineIdentity
+from tasks.core.crew import WorkerFigures, figures_of, slow_workers
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.core.statistics import histogram_svg, record_statistics
+from tasks.core.statistics import histogram_svg, record_statistics, short
+from tasks.formats.commit import committed_ids, read_manifest
 from tasks.formats.workspace import Workspace, read_json
 from tasks.settings import RunSettings
 
@@ -99,7 +103,9 @@ def result_markdown(merged: MergedRun) -> str:
     """Say what came of a run, as markdown: yield, quality, the ledger, plots, what was quarantined, where it is."""
     lengths, qscores, passes = _records(merged)
     figures = record_statistics(lengths, qscores, passes)
-    seconds = _calling_seconds(merged)
+    workspace = Workspace(Path(merged.out))
+    seconds = _calling_seconds(workspace)
+    workers = figures_of(read_manifest(workspace, batch_id) for batch_id in sorted(committed_ids(workspace)))
     rows = [
         ("Reads", f"{merged.reads:,}: {merged.called:,} called, {merged.skipped:,} skipped, "
          f"{merged.quarantined:,} quarantined"),
@@ -110,6 +116,7 @@ def result_markdown(merged: MergedRun) -> str:
         ("Mean qscore", "no records" if figures.mean_qscore is None else
          f"{figures.mean_qscore:.1f} of the mean error; median {figures.median_qscore:.1f}"),
         ("Calling took", f"{timedelta(seconds=round(seconds))}" if seconds else "unknown"),
+        ("Workers", f"{len(workers)}, {sum(worker.seconds for worker in workers) / 3600:.2f} hours of them in all"),
     ]  # fmt: skip
     lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
     if len(lengths):
@@ -119,7 +126,7 @@ def result_markdown(merged: MergedRun) -> str:
         )
         by_qscore = histogram_svg(qscores, title="Records by mean qscore", unit="mean qscore")
         lines += [_image("read lengths", by_length), _image("qscores", by_qscore), ""]
-    lines += _quarantined(merged)
+    lines += [*_quarantined(merged), *_troubled(workspace, workers)]
     return "\n".join([*lines, f"In `{merged.out}`:", "", *(f"- `{folder}`" for folder in merged.folders)])
 
 
@@ -138,8 +145,8 @@ def _records(merged: MergedRun) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.f
     return length.to_numpy(), qscore.to_numpy(), (verdict == "TRUE").to_numpy()
 
 
-def _calling_seconds(merged: MergedRun) -> float:
-    made = read_json(Workspace(Path(merged.out)).provenance) or {}
+def _calling_seconds(workspace: Workspace) -> float:
+    made = read_json(workspace.provenance) or {}
     began, ended = made.get("calling_began"), made.get("calling_ended")
     return float(ended - began) if began and ended else 0.0
 
@@ -163,6 +170,17 @@ def _quarantined(merged: MergedRun) -> list[str]:
     lines = [f"- `{read_id}`: {reason}" for read_id, reason in reads.iter_rows()]
     more = merged.quarantined - len(lines)
     return ["Quarantined:", "", *lines, *([f"- and {more:,} more in `ledger.parquet`"] if more else []), ""]
+
+
+def _troubled(workspace: Workspace, workers: Sequence[WorkerFigures]) -> list[str]:
+    """List workers that people should look at: those that were set aside, and slow ones."""
+    rates = median([worker.samples_per_second for worker in workers] or [0.0])
+    lines = [f"- {words}" for words in read_json(workspace.aside) or ()]
+    lines += [
+        f"- worker {worker.worker} is slow: {short(worker.samples_per_second)} samples/s; the median is {short(rates)}"
+        for worker in slow_workers(workers)
+    ]
+    return ["Workers to look at:", "", *lines, ""] if lines else []
 
 
 def _flawed(plan: Plan) -> list[str]:

@@ -82,6 +82,8 @@ class BundleReport:
     superseded: int
     reads: int
     samples: int
+    #: Name of the Dask worker.
+    worker: str = ""
 
 
 def basecall_bundle(

@@ -99,3 +99,19 @@ class PoisonedEngine:
 def open_poisoned(poison: str, how: str) -> PoisonedEngine:
     """Open an engine that one read breaks."""
     return PoisonedEngine(poison, how=how)
+
+
+class BrokenEngine(PoisonedEngine):
+    """Calls nothing, and says so at once."""
+
+    def _checked(self, reads: Iterable[Read]) -> Iterator[Read]:
+        raise EngineError("no GPU")
+
+
+def open_first_broken(mark: Path) -> PoisonedEngine | NullEngine:
+    """Open an engine that calls nothing in the first process that asks, and one that takes its time in all others."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return NullEngine(rate=400_000)
+    return BrokenEngine("", how="raises")

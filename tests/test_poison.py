@@ -1,7 +1,8 @@
-"""A read that breaks whatever calls it costs itself, and nothing else."""
+"""A read that breaks whatever calls it costs itself; a worker that breaks over every read, nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -19,12 +20,13 @@ from tasks.core.errors import EngineError
 from tasks.engines.base import Engine
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_plan
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import launch
 from tasks.merge import merge
+from tasks.report import result_markdown
 from tasks.settings import RunSettings
 from tasks.split import basecall_bundle
-from tests.fakes import PoisonedEngine, open_poisoned
+from tests.fakes import BrokenEngine, PoisonedEngine, open_first_broken, open_poisoned
 from tests.making import read_uuid, write_pod5
 from tests.test_pipeline import check_from_outside, settings
 
@@ -56,18 +58,18 @@ def attempt(given: RunSettings, engine: Engine) -> None:
 
 
 @flow(name="poisoned split", validate_parameters=False)
-def split(given: RunSettings, artifact: UUID) -> None:
+def split(given: RunSettings, artifact: UUID, site: Site) -> None:
     cluster = opened_cluster()
     assert cluster is not None
-    call_in_rounds(given, cluster, SITE, artifact)
+    call_in_rounds(given, cluster, site, artifact)
 
 
 @flow(name="poisoned", validate_parameters=False)
-def calling(given: RunSettings, how: str) -> None:
+def calling(given: RunSettings, opener: Callable[[], Engine], site: Site) -> None:
     artifact = create_progress_artifact(0.0, key="progress")
     logs = Workspace(given.out).logs
-    with open_cluster(SITE, partial(open_poisoned, POISON, how), slots=1, logs=logs, log_level="INFO") as cluster:
-        split.with_options(task_runner=task_runner(cluster))(given, artifact)
+    with open_cluster(site, opener, slots=1, logs=logs, log_level="INFO") as cluster:
+        split.with_options(task_runner=task_runner(cluster))(given, artifact, site)
 
 
 def check(given: RunSettings) -> None:
@@ -98,17 +100,30 @@ def test_a_read_that_ends_its_worker_is_found_and_the_rest_lands(
     given = prepared(tmp_path, 2)
     monkeypatch.syspath_prepend(str(ROOT))
     Workspace(given.out).create()
-    calling(given, how)
+    calling(given, partial(open_poisoned, POISON, how), SITE)
     check(given)
 
 
 def test_an_engine_that_always_breaks_is_given_up(tmp_path: Path) -> None:
     given = prepared(tmp_path, 90)
-
-    class Broken(PoisonedEngine):
-        def _checked(self, reads):  # type: ignore[no-untyped-def]
-            raise EngineError("no GPU")
-
     with pytest.raises(EngineError, match="no GPU"):
-        attempt(given, Broken(POISON, how="raises"))
+        attempt(given, BrokenEngine(POISON, how="raises"))
     assert not committed_ids(Workspace(given.out))
+
+
+def test_a_worker_that_can_call_nothing_is_set_aside_and_named(
+    tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pod5(tmp_path / "in" / "a.pod5", [100_000] * 12, seed=1)
+    given = settings(tmp_path / "in", out=tmp_path / "out", batch_samples=100_000, bundle_samples=100_000)
+    launch(given)
+    monkeypatch.syspath_prepend(str(ROOT))
+    Workspace(given.out).create()
+    calling(given, partial(open_first_broken, tmp_path / "broken"), SITE.model_copy(update={"workers": 2}))
+    merged = merge(given)
+    assert (merged.called, merged.quarantined) == (12, 0)
+    check_from_outside(given.out, *given.input)
+    (aside,) = read_json(Workspace(given.out).aside)
+    assert "bundles in a row failed" in aside
+    assert "EngineError: no GPU" in aside
+    assert aside in result_markdown(merged)

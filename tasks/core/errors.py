@@ -5,6 +5,7 @@ ShoalError
 │   └── ChemistryError   the person: a run's chemistry is not the model's
 ├── InputError           nobody now: a file or read can't be read; it alone is left out
 ├── EngineError          another try: the engine broke, its reads may still be called
+│   └── WorkerError      another worker, if it goes on: tells which one it was
 ├── SupersededError      nobody: another attempt has committed this batch, ours is dropped
 ├── StoppedError         the next run: somebody stopped this one
 └── LedgerError          the next run: reads are missing or doubled, the run is incomplete
@@ -45,6 +46,19 @@ class InputError(ShoalError):
 
 class EngineError(ShoalError):
     """The engine broke; the reads in flight have no answer, and another attempt may give one."""
+
+
+class WorkerError(EngineError):
+    """A bundle failed on a worker."""
+
+    def __init__(self, message: str, worker: str, host: str) -> None:
+        super().__init__(message, worker, host)
+        self.message = message
+        self.worker = worker
+        self.host = host
+
+    def __str__(self) -> str:
+        return f"{self.message} (worker {self.worker} on {self.host})"
 
 
 class SupersededError(ShoalError):

@@ -49,6 +49,11 @@ class Workspace:
         return self.state / "heartbeats"
 
     @property
+    def aside(self) -> Path:
+        """Workers that the last flow has set aside, in words; only when there were any."""
+        return self.state / "aside.json"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 
