@@ -124,7 +124,15 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
             break
         bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
         log.info("round %d: %d batches in %d bundles on %d slots", round_ + 1, len(left), len(bundles), slots)
-        for failure in _run(bundles, settings, window=2 * slots, progress=progress, watchman=watchman, crew=crew):
+        for failure in _run(
+            bundles,
+            settings,
+            window=2 * slots,
+            progress=progress,
+            watchman=watchman,
+            crew=crew,
+            careful=round_ > 0,  # what has failed may well fail again
+        ):
             cause = str(failure)
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
@@ -133,7 +141,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
         log.warning("%d batches failed in every round; looking for the reads that break them", len(suspects))
         bundles = tuple(Bundle(number=submitted + i, batches=(batch,)) for i, batch in enumerate(suspects))
         for failure in _run(
-            bundles, settings, window=2 * slots, progress=progress, watchman=watchman, crew=crew, carefully=True
+            bundles, settings, window=2 * slots, progress=progress, watchman=watchman, crew=crew, careful=True
         ):
             cause = str(failure)
         submitted += len(bundles)
@@ -165,9 +173,13 @@ def _run(
     progress: _Progress,
     watchman: Watchman,
     crew: _Crew,
-    carefully: bool = False,
+    careful: bool,
 ) -> Iterator[BaseException]:
-    """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did."""
+    """Run bundles, at most `window` of them submitted at a time; yield why each one that failed did.
+
+    Args:
+        careful: Where a batch is alone, look for the read that breaks it.
+    """
     waiting = iter(bundles)
     futures: dict[str, Any] = {}
     numbers: dict[str, int] = {}
@@ -183,7 +195,7 @@ def _run(
                 bundle.reads,
                 settings.output,
                 min_qscore,
-                carefully,
+                careful and len(bundle.batches) == 1,
             )
             futures[future.wrapped_future.key] = future
             numbers[future.wrapped_future.key] = bundle.number

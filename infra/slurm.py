@@ -52,10 +52,9 @@ LEAVE_WITHIN = 60.0
 #: Environment variable of a job: seconds since the epoch from which its worker takes no new bundle.
 RETIRE_AT = "SHOAL_RETIRE_AT"
 
-#: Dask's own reactions that are others than on one machine. A whole node may die with several workers, and bundles that
-#: merely waited there are no culprits; a worker that its nanny restarts keeps its job, for the queue may be long.
+#: Dask's own reactions that are others than on one machine: a worker that its nanny restarts keeps its job, for the
+#: queue may be long.
 SLURM_SETTINGS = {
-    "distributed.scheduler.allowed-failures": 12,
     "distributed.deploy.lost-worker-timeout": "60s",
     "distributed.comm.timeouts.tcp": "30s",
 }

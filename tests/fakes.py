@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from infra.workers import worker_engine
@@ -71,13 +71,12 @@ def open_slowly(folder: Path, seconds: float) -> FakeEngine:
 
 
 class PoisonedEngine:
-    """Makes bases up, and breaks over one read: `raises` an error, `kills` its process, or `hangs`."""
+    """Makes bases up, and breaks over some reads: `raises` an error, `kills` its process, or `hangs`."""
 
-    def __init__(self, poison: str, *, how: str) -> None:
+    def __init__(self, poison: Mapping[str, str]) -> None:
         self._engine = NullEngine()
         self.identity = self._engine.identity
         self._poison = poison
-        self._how = how
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         yield from self._engine.basecall(self._checked(reads))
@@ -87,24 +86,29 @@ class PoisonedEngine:
 
     def _checked(self, reads: Iterable[Read]) -> Iterator[Read]:
         for read in reads:
-            if read.read_id == self._poison:
-                if self._how == "kills":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if self._how == "hangs":
-                    time.sleep(3600)
-                raise EngineError("the GPU fell off the bus")
+            self.touch(self._poison.get(read.read_id, ""))
             yield read
 
+    def touch(self, poison: str) -> None:
+        """Do what a read does to whoever touches it."""
+        if poison == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if poison == "hangs":
+            time.sleep(3600)
+        if poison == "raises":
+            raise EngineError("the GPU fell off the bus")
 
-def open_poisoned(poison: str, how: str) -> PoisonedEngine:
-    """Open an engine that one read breaks."""
-    return PoisonedEngine(poison, how=how)
+
+def open_poisoned(poison: Mapping[str, str]) -> PoisonedEngine:
+    """Open an engine that some reads break."""
+    return PoisonedEngine(poison)
 
 
 class BrokenEngine(PoisonedEngine):
     """Calls nothing, and says so at once."""
 
-    def _checked(self, reads: Iterable[Read]) -> Iterator[Read]:
+    def touch(self, poison: str) -> None:
+        """Fail over any read."""
         raise EngineError("no GPU")
 
 
@@ -114,4 +118,4 @@ def open_first_broken(mark: Path) -> PoisonedEngine | NullEngine:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return NullEngine(rate=400_000)
-    return BrokenEngine("", how="raises")
+    return BrokenEngine({})

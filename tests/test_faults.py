@@ -144,6 +144,10 @@ def node_drained(beat: Beat) -> None:
     slurm("scontrol", "update", f"nodename={node_of(beat)}", "state=drain", "reason=test")
 
 
+def walltime_reached(beat: Beat) -> None:
+    slurm("scontrol", "update", f"jobid={job_of(beat)}", "timelimit=1")
+
+
 def node_of(beat: Beat) -> str:
     return slurm("squeue", "--noheader", "--jobs", job_of(beat), "--format", "%N")
 
@@ -160,7 +164,10 @@ def _nodes_up() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "faults",
-    [(kill_worker, cancel_job, stop_worker, node_drained), (kill_nanny, stop_worker_and_nanny, node_down)],
+    [
+        (kill_worker, cancel_job, stop_worker, node_drained),
+        (kill_nanny, stop_worker_and_nanny, node_down, walltime_reached),
+    ],
 )
 def test_one_fault_of_a_worker_after_another(
     faults: tuple[Callable[[Beat], None], ...],

@@ -14,7 +14,7 @@ from prefect.artifacts import create_progress_artifact
 
 from flows.rounds import call_in_rounds
 from infra.cluster import open_cluster, opened_cluster, task_runner
-from infra.site import Site
+from infra.site import Site, SplitResources
 from tasks.core.batches import Bundle
 from tasks.core.errors import EngineError
 from tasks.engines.base import Engine
@@ -31,15 +31,25 @@ from tests.making import read_uuid, write_pod5
 from tests.test_pipeline import check_from_outside, settings
 
 ROOT = Path(__file__).parents[1]
-SITE = Site(name="test", workers=1, late_after=1, stall_after=2)
+SITE = Site(name="test", workers=2)
+SLURM_SITE = Site(
+    name="test",
+    kind="slurm",
+    interface="lo",
+    late_after=1,
+    stall_after=2,
+    split=SplitResources(partition="h100", gres="gpu:H100:1", memory_per_thread_gb=1, maximum=2, minimum=2),
+)
 POISON = str(read_uuid(1, 1))
 
 
-def prepared(folder: Path, reads: int) -> RunSettings:
-    """Plan a run of one batch, in which POISON is the second read."""
-    write_pod5(folder / "in" / "a.pod5", [500] * reads, seed=1)
-    given = settings(folder / "in", out=folder / "out", rounds=1)
+def prepared(folder: Path, *files: int, **more: object) -> RunSettings:
+    """Plan a run of a batch for each file of so many reads."""
+    for number, reads in enumerate(files):
+        write_pod5(folder / "in" / f"{number}.pod5", [100_000 // reads] * reads, seed=1, first=10 * number)
+    given = settings(folder / "in", out=folder / "out", batch_samples=100_000, bundle_samples=100_000, **more)
     launch(given)
+    Workspace(given.out).create()
     return given
 
 
@@ -68,17 +78,18 @@ def split(given: RunSettings, artifact: UUID, site: Site) -> None:
 def calling(given: RunSettings, opener: Callable[[], Engine], site: Site) -> None:
     artifact = create_progress_artifact(0.0, key="progress")
     logs = Workspace(given.out).logs
-    with open_cluster(site, opener, slots=1, logs=logs, log_level="INFO") as cluster:
+    with open_cluster(site, opener, slots=1, logs=logs, log_level="INFO", run_id="poison") as cluster:
         split.with_options(task_runner=task_runner(cluster))(given, artifact, site)
 
 
-def check(given: RunSettings) -> None:
+def check(given: RunSettings, poison: dict[str, str]) -> None:
     """All called but the poison, which the ledger names with its signal's place."""
     merged = merge(given)
-    assert (merged.called, merged.quarantined) == (merged.reads - 1, 1)
+    assert (merged.called, merged.quarantined) == (merged.reads - len(poison), len(poison))
     ledger = pl.read_parquet(given.out / "ledger.parquet").filter(pl.col("fate") == "quarantined")
-    assert ledger["read_id"].to_list() == [POISON]
-    assert "a.pod5, row 1" in ledger["reason"][0]
+    assert (
+        dict(ledger.select("read_id", pl.col("reason").str.extract(r"([^/]*\.pod5, row \d+)$")).iter_rows()) == poison
+    )
     check_from_outside(given.out, *given.input)
 
 
@@ -86,40 +97,37 @@ def test_a_read_that_breaks_the_engine_is_found_and_the_rest_lands(tmp_path: Pat
     given = prepared(tmp_path, 90)
     for _ in range(20):
         try:
-            attempt(given, PoisonedEngine(POISON, how="raises"))
+            attempt(given, PoisonedEngine({POISON: "raises"}))
         except EngineError:
             continue
         break
-    check(given)
+    check(given, {POISON: "0.pod5, row 1"})
 
 
-@pytest.mark.parametrize("how", ["kills", "hangs"])
-def test_a_read_that_ends_its_worker_is_found_and_the_rest_lands(
-    how: str, tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slurm
+def test_reads_that_end_their_workers_are_found_and_the_rest_lands(
+    tmp_path: Path, prefect_url: str, slurm_here: None
 ) -> None:
-    given = prepared(tmp_path, 2)
-    monkeypatch.syspath_prepend(str(ROOT))
-    Workspace(given.out).create()
-    calling(given, partial(open_poisoned, POISON, how), SITE)
-    check(given)
+    """One kills the process of whoever calls it, one hangs it."""
+    given = prepared(tmp_path, 2, 2, 5)
+    hanging = str(read_uuid(1, 10))
+    calling(given, partial(open_poisoned, {POISON: "kills", hanging: "hangs"}), SLURM_SITE)
+    check(given, {POISON: "0.pod5, row 1", hanging: "1.pod5, row 0"})
 
 
 def test_an_engine_that_always_breaks_is_given_up(tmp_path: Path) -> None:
     given = prepared(tmp_path, 90)
     with pytest.raises(EngineError, match="no GPU"):
-        attempt(given, BrokenEngine(POISON, how="raises"))
+        attempt(given, BrokenEngine({}))
     assert not committed_ids(Workspace(given.out))
 
 
 def test_a_worker_that_can_call_nothing_is_set_aside_and_named(
     tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pod5(tmp_path / "in" / "a.pod5", [100_000] * 12, seed=1)
-    given = settings(tmp_path / "in", out=tmp_path / "out", batch_samples=100_000, bundle_samples=100_000)
-    launch(given)
+    given = prepared(tmp_path, *[1] * 12)
     monkeypatch.syspath_prepend(str(ROOT))
-    Workspace(given.out).create()
-    calling(given, partial(open_first_broken, tmp_path / "broken"), SITE.model_copy(update={"workers": 2}))
+    calling(given, partial(open_first_broken, tmp_path / "broken"), SITE)
     merged = merge(given)
     assert (merged.called, merged.quarantined) == (12, 0)
     check_from_outside(given.out, *given.input)

@@ -123,10 +123,12 @@ def test_one_of_many_gets_it(lock: Path) -> None:
     elsewhere(lock, 3)
     got: list[str] = []
     inside = threading.Semaphore(1)
+    began = threading.Barrier(8)
 
     def contend() -> None:
         try:
-            with alone(lock, announce=said().append, dead_after=0.3):
+            began.wait()  # one that came when another of this process has it would be let in
+            with alone(lock, announce=said().append, dead_after=1.0):
                 assert inside.acquire(blocking=False)
                 got.append("in")
                 wait_for(lambda: len(got) == 8, 20)
