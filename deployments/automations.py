@@ -18,10 +18,16 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.states import Crashed
 
+from flows.telling import ALIVE, ASIDE, ENDED, LATE, QUARANTINED
+
 #: Seconds without a flow's heartbeat after which it is dead: three times what `shoal serve` sets them to.
 SILENT_FOR = 90
 ZOMBIES = "shoal: flow runs without a heartbeat are crashed"
 FAILED = "shoal: tell when a run fails"
+TROUBLED = "shoal: tell of quarantined reads, late runs, bad workers"
+SILENT = "shoal: tell when the workers of a run are silent"
+#: Seconds without a sign of life of a run's workers after which people are told; runs send one each minute.
+SILENT_AFTER = 300.0
 #: Flows that people want to hear of; their sub-flows would say the same again.
 TOLD_OF = ("basecall", "watch")
 
@@ -74,15 +80,63 @@ def failures(block: Any) -> AutomationCore:
     )
 
 
-def install_automations(notify: str | None = None) -> tuple[str, ...]:
+def troubles(block: Any) -> AutomationCore:
+    """Tell people of reads that are quarantined, runs that take too long, workers that are set aside."""
+    return AutomationCore(
+        name=TROUBLED,
+        description="Sends a message when a run quarantines reads, is later than estimated, or sets a worker aside.",
+        trigger=EventTrigger(
+            expect={QUARANTINED, LATE, ASIDE},
+            match=ResourceSpecification({"prefect.resource.id": ["shoal.run.*"]}),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="Shoal: {{ event.resource.name }}: {{ event.payload.message }}",
+                body="{{ event.resource['shoal.out'] }}",
+            )
+        ],
+    )
+
+
+def silences(block: Any, within: float) -> AutomationCore:
+    """Tell people when no worker of a run gives a sign of life any more, and the run has not ended."""
+    return AutomationCore(
+        name=SILENT,
+        description=f"Sends a message when no worker of a run has given a sign of life for {within:.0f} s.",
+        trigger=EventTrigger(
+            after={ALIVE},
+            expect={ALIVE, ENDED},
+            match=ResourceSpecification({"prefect.resource.id": ["shoal.run.*"]}),
+            for_each={"prefect.resource.id", "shoal.out"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=within),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="Shoal: no worker gives a sign of life",
+                body=f"{{{{ labels.shoal.out }}}}: nothing for {within:.0f} s.",
+            )
+        ],
+    )
+
+
+def install_automations(notify: str | None = None, *, silent_after: float = SILENT_AFTER) -> tuple[str, ...]:
     """Make the automations, or bring them up to date; return their names.
 
     Args:
         notify: Notification block, as type/name (`slack-webhook/lab`); None: people look at the UI.
+        silent_after: Seconds without a sign of life of any worker of a run, after which people are told.
     """
     automations = [zombies()]
     if notify:
-        automations.append(failures(_block_id(notify)))
+        block = _block_id(notify)
+        automations += [failures(block), troubles(block), silences(block, silent_after)]
     with get_client(sync_client=True) as client:
         for automation in automations:
             there = [found.id for found in client.read_automations_by_name(automation.name)]

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 
 from flows.parameters import spread
 from flows.rounds import call_in_rounds
+from flows.telling import QUARANTINED, tell
 from infra.cluster import Cluster, open_cluster, open_stage, opened_cluster, task_runner
 from infra.engines import engine_opener, launch_warnings
 from infra.lock import alone
@@ -80,6 +81,9 @@ def _basecall(settings: RunSettings, workspace: Workspace) -> MergedRun:
     with tags(*labels), jobs(site.merge) as cluster:
         merged = _on(merge_flow, cluster)(settings)
     create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")
+    if merged.quarantined:
+        words = f"{merged.quarantined:,} of {merged.reads:,} reads are quarantined; the ledger says why"
+        tell(workspace, QUARANTINED, words, quarantined=merged.quarantined, reads=merged.reads)
     return merged
 
 

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,7 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
 
 from flows.pace import Pace, progress_words
+from flows.telling import ALIVE, ASIDE, ENDED, LATE, is_late, tell
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.watchman import Watchman
@@ -34,7 +36,7 @@ from tasks.core.crew import Ended, SetAside, to_set_aside
 from tasks.core.errors import EngineError, InputError, StoppedError, WorkerError
 from tasks.core.liveness import Beat
 from tasks.core.plan import Plan
-from tasks.engines.registry import min_qscore_of
+from tasks.engines.registry import min_qscore_of, samples_per_second
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
 from tasks.formats.workspace import Workspace, write_json
@@ -111,10 +113,10 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
     workspace = Workspace(settings.out)
     plan = read_plan(workspace)
     log = get_run_logger()
-    progress = _Progress(workspace, artifact)
+    slots = cluster.slots
+    progress = _Progress(workspace, artifact, rate=samples_per_second(settings.engine) * slots)
     watchman = Watchman(workspace.heartbeats, cluster, site)
     crew = _Crew(workspace, cluster, most_workers=site.most_workers)
-    slots = cluster.slots
     submitted, cause = 0, ""
     forget_hopeless(workspace)
     for round_ in range(settings.rounds):
@@ -148,6 +150,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
         if before == [read_suspects(workspace, batch) for batch in suspects]:
             break  # it fails before any read is called
     progress.show(last=True)
+    tell(workspace, ENDED, "nothing is left to call, or can be called")
     left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
     if left_over:
         raise EngineError(
@@ -265,6 +268,7 @@ class _Crew:
             get_run_logger().warning("%s", found)
             self._cluster.set_aside(found.worker)
             self._aside.append(found)
+            tell(self._workspace, ASIDE, str(found))
             write_json(self._workspace.aside, [str(one) for one in self._aside])
 
 
@@ -281,8 +285,11 @@ def refuse_when_cancelled() -> None:
 class _Progress:
     """The run's progress artifact and its table of workers, brought up to date every few seconds at most."""
 
-    def __init__(self, workspace: Workspace, artifact: UUID) -> None:
+    def __init__(self, workspace: Workspace, artifact: UUID, *, rate: float) -> None:
+        """Begin to look. `rate`: samples per second that all workers together are thought to call; 0: unknown."""
         self._workspace = workspace
+        self._rate = rate
+        self._late = False
         self._watch = Watch(workspace)
         self._began = time.monotonic()
         self._first: RunProgress | None = None
@@ -309,7 +316,7 @@ class _Progress:
         if progress is None:
             return
         self._first = self._first or replace(progress)
-        percent = 100.0 * progress.samples_done / max(progress.samples, 1)
+        percent = progress.percent
         if percent > self._shown:
             words = progress_words(progress, since=self._first, seconds=now - self._began)
             update_progress_artifact(self._artifact, percent, description=words)
@@ -319,3 +326,17 @@ class _Progress:
             rows = self._pace.rows(list(read_heartbeats(self._workspace.heartbeats)), now=time.time())
             if rows:
                 create_table_artifact(rows, key="workers", description=f"{len(rows)} slots at work")
+            if alive := sum(row["state"] != "late" for row in rows):
+                words = f"{alive} of {len(rows)} slots at work give signs of life"
+                tell(self._workspace, ALIVE, words, slots=len(rows), alive=alive, percent=percent)
+            self._tell_late(progress, now - self._began)
+
+    def _tell_late(self, progress: RunProgress, seconds: float) -> None:
+        """Tell once that the run takes longer than was estimated."""
+        assert self._first is not None
+        estimate = (progress.samples - self._first.samples_done) / self._rate if self._rate else 0.0
+        if not self._late and is_late(seconds, estimate):
+            self._late = True
+            expected, passed = timedelta(seconds=round(estimate)), timedelta(seconds=round(seconds))
+            words = f"it was thought to take {expected}; after {passed} it is at {progress.percent:.0f} %"
+            tell(self._workspace, LATE, words, estimate=estimate, seconds=seconds, percent=progress.percent)

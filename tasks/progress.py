@@ -37,6 +37,11 @@ class RunProgress:
         return self.batches_done == self.batches
 
     @property
+    def percent(self) -> float:
+        """Share of the samples that is called and committed, 0 to 100."""
+        return 100.0 * self.samples_done / max(self.samples, 1)
+
+    @property
     def samples_per_second(self) -> float:
         """Mean rate between the beginning of the first batch and the end of the last; 0 before there is one."""
         if self.began is None or self.ended is None or self.ended <= self.began:

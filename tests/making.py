@@ -15,6 +15,9 @@ from tasks.core.reads import Read, RunInfo
 
 START = datetime(2026, 11, 22, 8, 30, tzinfo=timezone.utc)
 
+#: What a frame of compressed signal begins with.
+ZSTD = b"\x28\xb5\x2f\xfd"
+
 
 def run_info(**changes: Any) -> RunInfo:
     """Make a run of R10.4.1 DNA."""
@@ -109,3 +112,13 @@ def write_pod5(path: Path, lengths: Sequence[int], *, first: int = 0, seed: int 
 def read_uuid(seed: int, number: int) -> uuid.UUID:
     """Return the id of a made read."""
     return uuid.UUID(int=(seed << 96) + (4 << 76) + (8 << 60) + number)
+
+
+def damage_signal(path: Path, number: int = 1) -> None:
+    """Spoil one compressed chunk of signal in a POD5 file; all else stays readable."""
+    content = bytearray(path.read_bytes())
+    frame = -1
+    for _ in range(number + 1):
+        frame = content.index(ZSTD, frame + 1)
+    content[frame : frame + len(ZSTD)] = b"rust"
+    path.write_bytes(content)

@@ -19,15 +19,16 @@ import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events import emit_event
 
-from deployments.automations import FAILED, ZOMBIES, install_automations
+from deployments.automations import install_automations
 from deployments.install import FILE, filled_in
 from flows.basecall import basecall_flow
+from flows.telling import ALIVE
 from flows.watch import watch_flow
 from infra.processes import end, spawn
 from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tasks.watch_settings import resolve_watch
-from tests.making import write_pod5
+from tests.making import damage_signal, write_pod5
 from tests.servers import wait_until, webhook
 from tests.test_readme import BLOCKS, LINES
 
@@ -115,26 +116,45 @@ def test_wrong_parameters_are_refused_before_the_run(worker: psutil.Process, par
 
 
 @pytest.mark.deployment
-def test_a_killed_flow_is_crashed_and_told(
+def test_people_are_told_when_it_matters(
     worker: psutil.Process, folder: Path, prefect_url: str, tmp_path: Path
 ) -> None:
+    """Of a read that is quarantined; of a flow that is killed: it is crashed, and its workers fall silent."""
+    damage_signal(write_pod5(tmp_path / "data" / "damaged.pod5", [3_000] * 100, seed=2))
+    write_pod5(tmp_path / "data" / "whole.pod5", [3_000] * 200, seed=3)
+    out = tmp_path / "out"
+    command = f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} -p batch_samples=100000 "
     with webhook() as (url, bodies):
+
+        def told(words: str) -> None:
+            log = (folder / "worker.log").read_text
+            wait_until(lambda: any(words in body for body in bodies), seconds=120, telling=lambda: f"{bodies} {log()}")
+
         CustomWebhookNotificationBlock(name="told", url=url, json_data={"text": "{{subject}} {{body}}"}).save(
             "told", overwrite=True
         )
-        assert install_automations("custom-webhook/told") == install_automations("custom-webhook/told")
+        installed = install_automations("custom-webhook/told", silent_after=30)
+        assert install_automations("custom-webhook/told", silent_after=30) == installed
         named = [one["name"] for one in httpx.post(f"{prefect_url}/automations/filter", json={}).json()]
-        assert named.count(ZOMBIES) == named.count(FAILED) == 1
-        out = tmp_path / "out"
-        command = f"prefect deployment run basecall/local -p 'input=[\"{folder}/data/run\"]' -p out={out}"
-        slow = """ -p 'engine={"kind": "null", "rate": 10000}' -p batch_samples=100000"""
+        assert all(named.count(name) == 1 for name in installed)
+        slow = """-p 'engine={"kind": "null", "rate": 10000}'"""
         assert shell(command + slow).returncode == 0
-        wait_until(lambda: (out / ".shoal" / "plan").exists(), seconds=90, telling=(folder / "worker.log").read_text)
+        wait_until(lambda: sent(prefect_url, ALIVE), seconds=90, telling=(folder / "worker.log").read_text)
         flows = [child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline())]
         flows[0].kill()
-        wait_until(lambda: bodies, seconds=120, telling=(folder / "worker.log").read_text)
-        assert "Crashed" in bodies[0]
-    assert len(committed_ids(Workspace(out))) < 2
+        before = len(committed_ids(Workspace(out)))
+        told("Crashed")
+        told(f"no worker gives a sign of life {out}: nothing for 30 s")
+        again = shell(f"""{command} -p 'engine={{"kind": "null"}}' --watch""")
+        assert again.returncode == 0, again.stdout + (folder / "worker.log").read_text()
+        told("1 of 300 reads are quarantined")
+    assert before < len(committed_ids(Workspace(out)))
+
+
+def sent(url: str, event: str) -> int:
+    """Return how many events of a name the server has."""
+    found = httpx.post(f"{url}/events/filter", json={"filter": {"event": {"name": [event]}}}).raise_for_status().json()
+    return int(found["total"])
 
 
 def test_the_watch_settings_of_the_readme_are_known(tmp_path: Path) -> None:

@@ -20,11 +20,9 @@ from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
 from tasks.settings import RunSettings
-from tests.making import write_pod5
+from tests.making import damage_signal, write_pod5
 from tests.test_pipeline import call, check_from_outside, digests, settings
 
-#: What a frame of compressed signal begins with.
-ZSTD = b"\x28\xb5\x2f\xfd"
 Answers = Iterator[tuple[Read, Outcome]]
 
 
@@ -160,10 +158,7 @@ def test_two_attempts_at_once_commit_each_batch_once(given: RunSettings) -> None
 
 def test_a_damaged_signal_quarantines_its_read_alone(given: RunSettings) -> None:
     victim = given.input[0] / "2.pod5"
-    content = bytearray(victim.read_bytes())
-    frame = content.index(ZSTD, content.index(ZSTD) + 1)
-    content[frame : frame + len(ZSTD)] = b"rust"
-    victim.write_bytes(content)
+    damage_signal(victim)
     assert len(scan_pod5(victim).read_ids) == 5
     launch(given)
     call(given)
