@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from infra.workers import read_heartbeats
-from tasks.formats.workspace import Workspace, read_json
+from tasks.formats.workspace import Workspace, read_crew, read_json
 from tasks.progress import RunProgress, Watch
 from tasks.watch import STATE
 
@@ -25,6 +25,7 @@ GAUGES: tuple[tuple[str, str, Callable[[RunProgress], float]], ...] = (
     ("shoal_batches_planned", "Batches of the plan", lambda p: p.batches),
     ("shoal_batches_done", "Batches committed", lambda p: p.batches_done),
     ("shoal_bases", "Bases called", lambda p: p.bases),
+    ("shoal_busy_fraction", "Share of the slots' time that went to the engine", lambda p: p.busy),
     ("shoal_samples_per_second", "Mean rate since the first batch began", lambda p: p.samples_per_second),
 )
 
@@ -50,6 +51,10 @@ class RunCollector(Collector):
         fates = GaugeMetricFamily("shoal_reads", "Reads by fate", labels=("run", "fate"))
         slots = GaugeMetricFamily("shoal_slots_at_work", "Slots of workers that call", labels=("run",))
         silence = GaugeMetricFamily("shoal_heartbeat_age_seconds", "Age of the oldest heartbeat", labels=("run",))
+        failures = GaugeMetricFamily(
+            "shoal_bundles_failed", "Bundles that failed on a worker, in this flow", labels=("run",)
+        )
+        aside = GaugeMetricFamily("shoal_workers_set_aside", "Workers that get no more bundles", labels=("run",))
         now = time.time()
         for out, progress in seen:
             for fate in ("called", "skipped", "quarantined"):
@@ -57,7 +62,10 @@ class RunCollector(Collector):
             beats = list(read_heartbeats(Workspace(out).heartbeats))
             slots.add_metric((str(out),), len(beats))
             silence.add_metric((str(out),), max((now - beat.time for beat in beats), default=0.0))
-        yield from (fates, slots, silence)
+            failed, set_aside = read_crew(Workspace(out))
+            failures.add_metric((str(out),), failed)
+            aside.add_metric((str(out),), len(set_aside))
+        yield from (fates, slots, silence, failures, aside)
 
 
 class WatchCollector(Collector):

@@ -27,7 +27,8 @@ def progress_words(progress: RunProgress, *, since: RunProgress, seconds: float)
     rate = samples / seconds
     left = timedelta(seconds=round((progress.samples - progress.samples_done) / rate))
     reads = (progress.reads_done - since.reads_done) / seconds
-    return f"{words}; {short(reads)} reads/s, {short(rate)} samples/s; {left} to go"
+    pace = f"{short(reads)} reads/s, {short(rate)} samples/s, engines {100 * progress.busy:.0f} % busy"
+    return f"{words}; {pace}; {left} to go"
 
 
 class Pace:

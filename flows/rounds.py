@@ -237,7 +237,7 @@ class _Crew:
         self._history: list[Ended] = []
         self._aside: list[SetAside] = []
         self._bundles: dict[int, Bundle] = {}
-        workspace.aside.unlink(missing_ok=True)  # an earlier flow's workers are gone
+        workspace.crew.unlink(missing_ok=True)  # an earlier flow's workers are gone
 
     def submitted(self, bundle: Bundle) -> None:
         """Take note of a bundle that is to be called."""
@@ -269,7 +269,9 @@ class _Crew:
             self._cluster.set_aside(found.worker)
             self._aside.append(found)
             tell(self._workspace, ASIDE, str(found))
-            write_json(self._workspace.aside, [str(one) for one in self._aside])
+        failures = sum(bool(one.failed) for one in self._history)
+        if failures:
+            write_json(self._workspace.crew, {"failures": failures, "aside": [str(one) for one in self._aside]})
 
 
 def refuse_when_cancelled() -> None:

@@ -42,6 +42,12 @@ class RunProgress:
         return 100.0 * self.samples_done / max(self.samples, 1)
 
     @property
+    def busy(self) -> float:
+        """Share of the slots' time that went to the engine and to waiting for it, 0 to 1."""
+        walls = {stage: figures["wall"] for stage, figures in self.metrics.items() if stage != "committing"}
+        return walls.get("calling", 0.0) / (sum(walls.values()) or 1.0)
+
+    @property
     def samples_per_second(self) -> float:
         """Mean rate between the beginning of the first batch and the end of the last; 0 before there is one."""
         if self.began is None or self.ended is None or self.ended <= self.began:

@@ -25,7 +25,7 @@ from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.core.statistics import histogram_svg, record_statistics, short
 from tasks.formats.commit import committed_ids, read_manifest
-from tasks.formats.workspace import Workspace, read_json
+from tasks.formats.workspace import Workspace, read_crew, read_json
 from tasks.settings import RunSettings
 
 #: Tags of a kind, at most.
@@ -175,7 +175,7 @@ def _quarantined(merged: MergedRun) -> list[str]:
 def _troubled(workspace: Workspace, workers: Sequence[WorkerFigures]) -> list[str]:
     """List workers that people should look at: those that were set aside, and slow ones."""
     rates = median([worker.samples_per_second for worker in workers] or [0.0])
-    lines = [f"- {words}" for words in read_json(workspace.aside) or ()]
+    lines = [f"- {words}" for words in read_crew(workspace)[1]]
     lines += [
         f"- worker {worker.worker} is slow: {short(worker.samples_per_second)} samples/s; the median is {short(rates)}"
         for worker in slow_workers(workers)

@@ -123,7 +123,9 @@ def test_people_are_told_when_it_matters(
     damage_signal(write_pod5(tmp_path / "data" / "damaged.pod5", [3_000] * 100, seed=2))
     write_pod5(tmp_path / "data" / "whole.pod5", [3_000] * 200, seed=3)
     out = tmp_path / "out"
-    command = f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} -p batch_samples=100000 "
+    command = (
+        f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} -p batch_samples=100000 "
+    )
     with webhook() as (url, bodies):
 
         def told(words: str) -> None:

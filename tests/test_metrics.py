@@ -37,7 +37,8 @@ def test_a_run(tmp_path: Path) -> None:
     assert found["shoal_reads", "skipped", "out"] == 1
     assert found["shoal_bases", "out"] == merged.bases
     assert found["shoal_batches_done", "out"] == found["shoal_batches_planned", "out"] == 1
-    assert found["shoal_slots_at_work", "out"] == 0
+    assert found["shoal_slots_at_work", "out"] == found["shoal_bundles_failed", "out"] == 0
+    assert 0 < found["shoal_busy_fraction", "out"] < 1
 
 
 def test_a_watch(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def progress(samples: int) -> RunProgress:
 def test_how_fast_it_goes() -> None:
     assert "to go" not in progress_words(progress(0), since=progress(0), seconds=5)
     words = progress_words(progress(500_000), since=progress(100_000), seconds=40)
-    assert words == "50 of 100 reads, 0 bases; 1 reads/s, 10k samples/s; 0:00:50 to go"
+    assert words == "50 of 100 reads, 0 bases; 1 reads/s, 10k samples/s, engines 0 % busy; 0:00:50 to go"
 
 
 def test_the_slowest_worker_comes_first() -> None:

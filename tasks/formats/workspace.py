@@ -49,9 +49,9 @@ class Workspace:
         return self.state / "heartbeats"
 
     @property
-    def aside(self) -> Path:
-        """Workers that the last flow has set aside, in words; only when there were any."""
-        return self.state / "aside.json"
+    def crew(self) -> Path:
+        """What became of the last flow's workers: bundles that failed on them, workers set aside; see read_crew."""
+        return self.state / "crew.json"
 
     @property
     def logs(self) -> Path:
@@ -101,6 +101,12 @@ def run_id_of(workspace: Workspace) -> str:
         made = f"shoal-{uuid.uuid4().hex[:12]}"
         write_text(workspace.run_id, made + "\n")
         return made
+
+
+def read_crew(workspace: Workspace) -> tuple[int, tuple[str, ...]]:
+    """Return how many bundles failed on a worker in the last flow, and the workers that it set aside, in words."""
+    told = read_json(workspace.crew) or {"failures": 0, "aside": []}
+    return told["failures"], tuple(told["aside"])
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
