@@ -24,6 +24,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
 
 from deployments.display import Display
+from infra.confines import confine, umask_of
 from infra.lock import alone
 from infra.prefect_server import prefect_api
 from infra.preflight import examine, refuse_site
@@ -43,7 +44,7 @@ from tasks.launch import bundles_left, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
 from tasks.merge import merged_before
 from tasks.progress import Watch
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings, whole_path
 from tasks.verify import verify as verify_results
 from tasks.watch import STATE as WATCH_STATE
 from tasks.watch_settings import WatchSettings, resolve_watch
@@ -390,25 +391,28 @@ def watch(
             "engine": {key: value for key, value in engine_given.items() if value is not None},
         },
     )
-    load_site(resolved.site)
+    confine(resolved)
     interval = parse_duration(every)
     state = resolved.out / WATCH_STATE
-    state.mkdir(parents=True, exist_ok=True)
     pause = threading.Event()
-    with (
-        alone(state / "watch.lock", announce=display.say),
-        _stoppable(),
-        prefect_api(log_folder=state, announce=display.say, host=address_of(load_site(resolved.site))),
-    ):
-        from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
+    place = load_site(resolved.site)
+    with _stoppable(), umask_of(place):
+        state.mkdir(parents=True, exist_ok=True)
+        with (
+            alone(state / "watch.lock", announce=display.say),
+            prefect_api(log_folder=state, announce=display.say, host=address_of(place)),
+        ):
+            from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
 
-        while True:
-            began = time.monotonic()
-            watched = watch_flow(**dict(resolved))
-            display.watched(watched.look, watched.failed)
-            if once:
-                return Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
-            pause.wait(max(0.0, interval - (time.monotonic() - began)))
+            while True:
+                began = time.monotonic()
+                watched = watch_flow(**dict(resolved))
+                display.watched(watched.look, watched.failed)
+                if once:
+                    return (
+                        Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
+                    )
+                pause.wait(max(0.0, interval - (time.monotonic() - began)))
 
 
 @app.command
@@ -478,7 +482,7 @@ def serve(
     place.create()
     schedule = _schedule(folders, out, every=every, cron=cron, site=site, file=settings)
     word = password(place.auth) if auth else None
-    values = environment(place, host=host, port=port, database=database, auth=word)
+    values = environment(place, host=host, port=port, database=database, auth=word, site=schedule["site"])
 
     def prepare() -> None:
         from deployments.automations import crash_left_over, install_automations
@@ -510,14 +514,18 @@ def _schedule(
 ) -> dict[str, Any]:
     """Check what `deploy` and `serve` are given, and return it as `install` takes it."""
     watch_: dict[str, Any] | None = None
+    site = whole_path(site) if site else None
     if folders or out or file:
         given = {"folders": folders or None, "out": out, "site": site}
         resolved = resolve_watch(
             file=file, command_line={key: value for key, value in given.items() if value is not None}
         )
-        load_site(resolved.site)
+        confine(resolved)
         watch_ = resolved.model_dump(mode="json")
+        site = resolved.site
         watch_["deployment"] = resolved.deployment or CALLER  # looks stay short, and calls are runs of their own
+    if site:
+        load_site(site)
     return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site}
 
 
@@ -603,18 +611,19 @@ def _run(settings: RunSettings, display: Display, *, metrics_port: int | None = 
         display.say(f"{settings.out} is complete already; nothing was done")
         display.result(merged, _flawed(workspace))
         return _verdict(merged)
-    workspace.create()
-    with (
-        _stoppable(),
-        alone(workspace.lock, announce=display.say),
-        _metrics(metrics_port, run_out=workspace.out),
-        prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(load_site(settings.site))),
-    ):
-        # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
-        from flows.basecall import basecall_flow
+    site = load_site(settings.site)
+    with _stoppable(), umask_of(site):
+        workspace.create()
+        with (
+            alone(workspace.lock, announce=display.say),
+            _metrics(metrics_port, run_out=workspace.out),
+            prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(site)),
+        ):
+            # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
+            from flows.basecall import basecall_flow
 
-        with display.progress(Watch(workspace)):
-            merged = basecall_flow(**dict(settings))
+            with display.progress(Watch(workspace)):
+                merged = basecall_flow(**dict(settings))
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
 
@@ -655,7 +664,7 @@ def _sort_again(
     """Add to the choice by which a finished run is sorted, and merge it by that."""
     if merged_before(workspace) is None:
         raise SettingsError(f"{workspace.out} is not complete; the same `shoal run` goes on")
-    with alone(workspace.lock, announce=display.say):
+    with umask_of(load_site(settings.site)), alone(workspace.lock, announce=display.say):
         before = read_choice(workspace) or Choice()
         choose(
             workspace,
@@ -668,7 +677,7 @@ def _sort_again(
 
 
 def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) -> int:
-    with alone(workspace.lock, announce=display.say):
+    with umask_of(load_site(settings.site)), alone(workspace.lock, announce=display.say):
         merged = merge_results(settings)
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
@@ -676,6 +685,7 @@ def _merge_again(workspace: Workspace, settings: RunSettings, display: Display) 
 
 def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     """Return the result, when there is nothing left to do; refuse what can't be done before anything is started."""
+    confine(settings)
     refuse_site(load_site(settings.site))
     launched = plan_input(settings)  # the flow's launch does it again: it may run elsewhere, and later
     if settings.strict:

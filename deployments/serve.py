@@ -22,6 +22,7 @@ from deployments.install import POOL
 from infra.prefect_server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
 from infra.processes import end, spawn
 from tasks.core.errors import SettingsError
+from tasks.settings import CONFINED_TO
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,15 @@ def password(file: Path) -> str:
     return file.read_text().strip()
 
 
-def environment(home: Home, *, host: str, port: int, database: str | None, auth: str | None) -> dict[str, str]:
+def environment(
+    home: Home, *, host: str, port: int, database: str | None, auth: str | None, site: str | None = None
+) -> dict[str, str]:
     """Return the environment of server, worker and flows.
 
     Args:
         database: `postgresql://user:password@host/name`; None: SQLite in the home.
         auth: `user:password`; None: whoever reaches the port may do everything.
+        site: Whose roots confine the paths of all runs; None: each run's own site's.
     """
     reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     values = {
@@ -105,6 +109,8 @@ def environment(home: Home, *, host: str, port: int, database: str | None, auth:
     }
     if auth:
         values |= {"PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth}
+    if site:
+        values[CONFINED_TO] = site
     if database:
         values["PREFECT_API_DATABASE_CONNECTION_URL"] = database_url(database)
     return values

@@ -14,9 +14,10 @@ from flows.parameters import spread
 from flows.rounds import call_in_rounds
 from flows.telling import QUARANTINED, tell
 from infra.cluster import Cluster, open_cluster, open_stage, opened_cluster, task_runner
+from infra.confines import confine, umask_of
 from infra.engines import engine_opener, launch_warnings
 from infra.lock import alone
-from infra.site import load_site
+from infra.site import Site, load_site
 from infra.slurm_preflight import cancel_orphans
 from infra.workers import clear_heartbeats
 from tasks.core.errors import ShoalError
@@ -38,15 +39,17 @@ def basecall(settings: RunSettings) -> MergedRun:
 
     Safe to repeat: what is committed is not called again.
     """
-    workspace = Workspace(settings.out)
-    workspace.create()
-    with alone(workspace.lock, announce=get_run_logger().info):
-        return _basecall(settings, workspace)
-
-
-def _basecall(settings: RunSettings, workspace: Workspace) -> MergedRun:
-    clear_heartbeats(workspace.heartbeats)
     site = load_site(settings.site)
+    confine(settings)
+    workspace = Workspace(settings.out)
+    with umask_of(site):
+        workspace.create()
+        with alone(workspace.lock, announce=get_run_logger().info):
+            return _basecall(settings, site, workspace)
+
+
+def _basecall(settings: RunSettings, site: Site, workspace: Workspace) -> MergedRun:
+    clear_heartbeats(workspace.heartbeats)
     run_id = run_id_of(workspace)
     if site.kind == "slurm" and (orphans := cancel_orphans(run_id)):
         get_run_logger().warning("cancelled %d Slurm jobs that an earlier flow of this run had left", orphans)

@@ -14,7 +14,9 @@ from prefect.deployments import run_deployment
 
 from flows.basecall import basecall_flow
 from flows.parameters import spread
+from infra.confines import confine, umask_of
 from infra.lock import alone, held
+from infra.site import load_site
 from tasks.formats.workspace import Workspace
 from tasks.watch import STATE, Call, Look, RunSeen, covered, look, note_failure
 from tasks.watch_settings import WatchSettings
@@ -40,6 +42,12 @@ def watch(settings: WatchSettings) -> Watched:
 
     Safe to repeat and to run twice: a call has a key made of its input.
     """
+    confine(settings)
+    with umask_of(load_site(settings.site)):
+        return _watch(settings)
+
+
+def _watch(settings: WatchSettings) -> Watched:
     log = get_run_logger()
     (settings.out / STATE).mkdir(parents=True, exist_ok=True)
     with alone(settings.out / STATE / "lock", announce=log.info):

@@ -192,6 +192,17 @@ class Site(BaseModel):
     scratch: Path | None = Field(
         None, title="Scratch folder", description="for Dask's own files; none: a temporary one"
     )
+    umask: str | None = Field(
+        None,
+        title="Umask",
+        pattern="^0?[0-7]{3}$",
+        description="octal, of all that runs write, e.g. 0027 or 0002; none: that of the user",
+    )
+    roots: tuple[Path, ...] = Field(
+        (),
+        title="Roots",
+        description="folders in which all paths must lie that settings and deployments' parameters name; none: any",
+    )
     interface: str | None = Field(
         None,
         title="Network interface",
@@ -228,6 +239,14 @@ class Site(BaseModel):
     def slots_in_all(self, slots_of_engine: int) -> int:
         """Return how many bundles run at once."""
         return self.most_workers * (self.slots or slots_of_engine)
+
+    @field_validator("roots", mode="after")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for root in value:
+            if not root.is_absolute():
+                raise ValueError(f"{root} is relative; give the whole path")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Site:

@@ -30,6 +30,10 @@ else:
 
 #: Environment variables with this prefix set fields; `__` goes one level down: SHOAL_ENGINE__KIND=null.
 ENVIRONMENT_PREFIX = "SHOAL_"
+#: Names the site to whose roots the paths of all runs are confined.
+CONFINED_TO = "SHOAL_CONFINED_TO"
+#: Variables that are not of a run's settings.
+NOT_FIELDS = frozenset({CONFINED_TO, "SHOAL_DATABASE"})
 
 
 def _separated(value: object) -> object:
@@ -42,10 +46,18 @@ def _there(value: Path) -> Path:
     return value.absolute()
 
 
+def whole_path(value: str) -> str:
+    """Return a site's name as it is, and its file's path from the root on."""
+    return str(Path(value).absolute()) if value.endswith(".toml") else value
+
+
 #: Several words; the command line and the environment give them separated by commas.
 Words = Annotated[tuple[str, ...], BeforeValidator(_separated)]
 #: A file that is there.
 File = Annotated[Path, AfterValidator(_there)]
+
+#: A site by its name, or by its file: runs start elsewhere, too, and from there it has the same path.
+SiteName = Annotated[str, AfterValidator(whole_path)]
 
 #: Engines that hold one of ONT's programs; what only they can do is refused by the others.
 DORADO = ("dorado-server", "dorado")
@@ -183,7 +195,7 @@ class RunSettings(BaseModel):
         description="folders (searched for *.pod5, recursively), POD5 files, and lists of them (*.txt)",
     )
     out: Path = Field(title="Output folder", description="the run folder; a run that was cut off goes on from it")
-    site: str = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
+    site: SiteName = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
     engine: EngineSettings = Field(default_factory=EngineSettings, title="Engine")
     output: OutputSettings = Field(default_factory=OutputSettings, title="Output")
     batch_samples: int = Field(
@@ -296,7 +308,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Read SHOAL_* variables; lists are separated like PATH."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or not text:
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_FIELDS or not text:
             continue
         *parents, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         here = values

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.core.watching import StopRules, matches
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, read_toml
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, read_toml
 
 
 class RunMatch(BaseModel):
@@ -82,7 +82,7 @@ class WatchSettings(BaseModel):
         title="Deployment",
         description="flow/deployment that calls a run, e.g. basecall/local; none: the watch itself",
     )
-    site: str = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
+    site: SiteName = Field("local", title="Site", description="name of a bundled site, or path of a site file (TOML)")
     engine: EngineSettings = Field(default_factory=EngineSettings, title="Engine")
     output: OutputSettings = Field(default_factory=OutputSettings, title="Output")
     batch_samples: int = Field(

@@ -24,7 +24,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tests.making import write_pod5
 from tests.slurm import SITE, jobs, slurm, wait_for
-from tests.test_flow import finished, start, wait_until
+from tests.test_flow import finished, modes, start, wait_until
 from tests.test_pipeline import check_from_outside, digests
 
 pytestmark = pytest.mark.slurm
@@ -33,6 +33,7 @@ SLURM_SITE = """
 name = "faults"
 kind = "slurm"
 interface = "lo"
+umask = "0027"
 late_after = 3
 dead_after = 8
 [split]
@@ -100,6 +101,7 @@ def complete(process: subprocess.Popen[str], data: Path, out: Path, undisturbed:
     """The run must end, with every read once, with the very bytes of a run without faults, and with no job left."""
     assert finished(process)["reads"] == 80
     assert digests(out) == undisturbed
+    assert modes(out) == {0o640, 0o750}
     check_from_outside(out, data)
     assert not jobs()
 

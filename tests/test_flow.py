@@ -34,9 +34,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert finished(start(data, out))["reads"] == 80
-    return out
+    folder = tmp_path_factory.mktemp("undisturbed")
+    site = folder / "site.toml"
+    site.write_text(f'name = "lab"\numask = "0027"\nroots = ["{data}", "{folder}"]\n')
+    assert finished(start(data, folder / "out", "--site", str(site)))["reads"] == 80
+    return folder / "out"
 
 
 def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -74,6 +76,15 @@ def test_a_run_is_complete_and_seen_in_prefect(undisturbed: Path, data: Path, pr
     assert {run["state"]["name"] for run in runs} == {"Completed"}
     names = {run["name"] for run in httpx.post(f"{prefect_url}/task_runs/filter", json=ours).json()}
     assert any(name.startswith("split 00000 · ") for name in names), names
+
+
+def test_files_have_the_modes_that_the_site_wants(undisturbed: Path) -> None:
+    assert modes(undisturbed) == {0o640, 0o750}
+
+
+def modes(folder: Path) -> set[int]:
+    """Return the modes of all files and folders in a folder."""
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*")}
 
 
 def test_running_again_does_nothing_and_says_so(undisturbed: Path, data: Path) -> None:
@@ -136,11 +147,13 @@ def test_two_runs_on_one_folder_are_refused(data: Path, tmp_path: Path, prefect_
         (["--batch-samples", "5"], "batch_samples: 5"),
         (["--model", "nothing"], "engine.model: 'nothing' is no bundled model (minnow-v1)"),
         (["--site", "mars"], "site: 'mars'"),
+        (["--site", "confined.toml"], "outside the folders that site confined allows: /srv/runs"),
     ],
 )
 def test_wrong_settings_are_refused(data: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "confined.toml").write_text('name = "confined"\nroots = ["/srv/runs"]\n')
     command = [SHOAL, "run", data, "--out", tmp_path / "out", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "out").exists()

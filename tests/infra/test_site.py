@@ -53,6 +53,8 @@ def test_an_unknown_site_lists_the_known_ones(name: str, tmp_path: Path, monkeyp
         ("gpus = 4", ["gpus", "workers"]),
         ('kind = "cloud"', ["kind", "cloud", "slurm", "local"]),
         ("[split]\nmaximum = 3", ["[split]", "slurm"]),
+        ('umask = "rwx"', ["umask", "rwx", "[0-7]"]),
+        ('roots = ["data"]', ["roots", "data", "whole path"]),
         ("workers =", ["lab.toml"]),
     ],
 )
