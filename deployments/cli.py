@@ -56,10 +56,6 @@ app = App(
 )
 
 
-#: Who calls what the watch of `deploy` and `serve` finds, unless its settings say so.
-CALLER = "basecall/local"
-
-
 class Exit(IntEnum):
     """What the exit status tells."""
 
@@ -523,10 +519,10 @@ def _schedule(
         confine(resolved)
         watch_ = resolved.model_dump(mode="json")
         site = resolved.site
-        watch_["deployment"] = resolved.deployment or CALLER  # looks stay short, and calls are runs of their own
-    if site:
-        load_site(site)
-    return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site}
+        # Looks stay short, and calls are runs of their own.
+        watch_["deployment"] = resolved.deployment or f"basecall/{load_site(site).kind}"
+    kind = load_site(site).kind if site else "local"
+    return {"watch": watch_, "every": parse_duration(every), "cron": cron, "site": site, "kind": kind}
 
 
 @app.command(name="replay")

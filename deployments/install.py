@@ -27,7 +27,7 @@ def filled_in(
     every: float | None,
     cron: str | None,
     site: str | None,
-    trigger: bool = True,
+    kind: str = "local",
 ) -> dict[str, Any]:
     """Fill a site's choices into the project file's contents.
 
@@ -35,15 +35,19 @@ def filled_in(
         watch: Parameters of the watch; None leaves its schedules off.
         every: Seconds between looks.
         cron: Times of looks, instead of `every`.
-        site: Site of basecall/local; the others keep theirs.
+        site: Site that calls, on the deployment of its kind, what events of sequencers ask for; None: this machine.
+        kind: The site's: `local` or `slurm`.
         trigger: Keep the event trigger.
     """
     filled: dict[str, Any] = copy.deepcopy(dict(project))
+    by_name = {deployment["name"]: deployment for deployment in filled["deployments"]}
+    triggers = by_name["local"].pop("triggers")
+    if site:
+        by_name[kind]["parameters"]["site"] = site
+        for trigger in triggers:
+            trigger["parameters"]["site"] = site
+    by_name[kind]["triggers"] = triggers
     for deployment in filled["deployments"]:
-        if not trigger:
-            deployment.pop("triggers", None)
-        if site and deployment["name"] == "local":
-            deployment["parameters"]["site"] = site
         if deployment["name"] != WATCH or watch is None:
             continue
         deployment["parameters"] = dict(watch)
@@ -58,9 +62,11 @@ def filled_in(
 
 
 def install(
-    *, watch: Mapping[str, Any] | None, every: float | None, cron: str | None, site: str | None
+    *, watch: Mapping[str, Any] | None, every: float | None, cron: str | None, site: str | None, kind: str
 ) -> tuple[str, ...]:
     """Make work pool and deployments, or bring them up to date; return the names of the deployments.
+
+    The arguments are those of `filled_in`.
 
     Raises:
         SettingsError: no Prefect API is configured.
@@ -68,7 +74,9 @@ def install(
     """
     if "PREFECT_API_URL" not in os.environ:
         raise SettingsError("PREFECT_API_URL names no Prefect server; name yours, or let `shoal serve` start one")
-    project = filled_in(yaml.safe_load(FILE.read_text("utf-8")), watch=watch, every=every, cron=cron, site=site)
+    project = filled_in(
+        yaml.safe_load(FILE.read_text("utf-8")), watch=watch, every=every, cron=cron, site=site, kind=kind
+    )
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     with TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")

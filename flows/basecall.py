@@ -56,7 +56,7 @@ def _basecall(settings: RunSettings, site: Site, workspace: Workspace) -> Merged
     jobs = partial(open_stage, site, logs=workspace.logs, log_level=settings.log_level, run_id=run_id)
     with jobs(site.launch) as cluster:
         plan = _on(launch_flow, cluster)(settings)
-    labels = run_tags(plan, settings)
+    labels = run_tags(plan, engine=settings.engine.kind, site=site.name)
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, name=run_title(plan), tags=sorted({*flow_run.tags, *labels}))
     # People look for artifacts where the run is, not in its stages.

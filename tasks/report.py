@@ -69,12 +69,11 @@ def run_title(plan: Plan) -> str:
     return " ".join(filter(None, (info.flow_cell_id or "unknown", info.sample_id, started, others)))
 
 
-def run_tags(plan: Plan, settings: RunSettings) -> list[str]:
+def run_tags(plan: Plan, *, engine: str, site: str) -> list[str]:
     """Tag a run by what people search for: site, engine, and flow cells and run ids, a few of them."""
     cells = sorted({run.info.flow_cell_id for run in plan.runs} - {""})
     ids = sorted({run.info.acquisition_id[:8] for run in plan.runs})
-    site = Path(settings.site).stem
-    return [f"engine:{settings.engine.kind}", f"site:{site}", *cells[:TAGS], *(f"run:{name}" for name in ids[:TAGS])]
+    return [f"engine:{engine}", f"site:{site}", *cells[:TAGS], *(f"run:{name}" for name in ids[:TAGS])]
 
 
 def plan_markdown(plan: Plan, *, samples_per_second: float = 0.0) -> str:

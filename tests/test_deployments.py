@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from tasks.formats.workspace import Workspace
 from tasks.watch_settings import resolve_watch
 from tests.making import damage_signal, write_pod5
 from tests.servers import wait_until, webhook
+from tests.slurm import SITE
 from tests.test_readme import BLOCKS, LINES
 
 BIN = Path(sys.executable).parent
@@ -56,7 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worker(folder: Path, prefect_url: str) -> Iterator[psutil.Process]:
     """Deploy and start a worker, as the README says. Its watch may look too: it calls into a folder of its own."""
-    deployed = shell(readme("shoal deploy").replace("/data", f"{folder}/data").replace("/calls", f"{folder}/calls"))
+    command = readme("shoal deploy").replace("/data", f"{folder}/data").replace("/calls", f"{folder}/calls")
+    deployed = shell(command.replace(" --site site.toml", ""))
     assert deployed.returncode == 0, deployed.stderr
     assert "watch/every-5-minutes" in deployed.stderr
     process = spawn(
@@ -76,7 +79,7 @@ def flow_runs(url: str, **filters: Any) -> list[dict[str, Any]]:
 @pytest.mark.deployment
 def test_the_readme_runs_a_deployment(worker: psutil.Process, folder: Path, prefect_url: str) -> None:
     command = readme("prefect deployment run").replace("/data", f"{folder}/data").replace("/calls", f"{folder}/calls")
-    done = shell(command + """ -p 'engine={"kind": "null"}'""")
+    done = shell(command.replace("slurm", "local") + """ -p 'engine={"kind": "null"}'""")
     assert done.returncode == 0, done.stdout + done.stderr + (folder / "worker.log").read_text()
     assert "Completed" in done.stdout
     ledger = pl.read_parquet(folder / "calls" / "by-hand" / "ledger.parquet")
@@ -85,6 +88,20 @@ def test_the_readme_runs_a_deployment(worker: psutil.Process, folder: Path, pref
     (run,) = flow_runs(prefect_url, deployments={"name": {"any_": ["local"]}})
     assert run["name"].startswith("FAX12345 sample")
     assert {"engine:null", "site:local", "FAX12345"} <= set(run["tags"])
+
+
+@pytest.mark.deployment
+@pytest.mark.slurm
+def test_a_deployment_calls_on_slurm(worker: psutil.Process, folder: Path, slurm_here: None, prefect_url: str) -> None:
+    out = folder / "calls" / "on-slurm"
+    command = readme("prefect deployment run").replace("/data", f"{folder}/data").replace("/calls/by-hand", str(out))
+    variables = json.dumps({"SLURM_CONF": os.environ["SLURM_CONF"], "PYTHONPATH": os.environ["PYTHONPATH"]})
+    engine = """-p 'engine={"kind": "null"}'"""
+    done = shell(f"{command} {engine} -p site={SITE} -jv 'env={variables}'")
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "worker.log").read_text()
+    assert set(pl.read_parquet(out / "ledger.parquet")["fate"]) == {"called"}
+    (run,) = flow_runs(prefect_url, deployments={"name": {"any_": ["slurm"]}})
+    assert "site:testbed" in run["tags"]
 
 
 @pytest.mark.deployment
@@ -186,7 +203,14 @@ def test_the_site_is_filled_into_the_deployments() -> None:
     on = filled_in(project, watch={"folders": ["/data"]}, every=60.0, cron=None, site="here.toml")
     (watch,) = (one for one in on["deployments"] if one["name"] == "every-5-minutes")
     assert [(one.get("interval"), one["active"]) for one in watch["schedules"]] == [(60.0, True), (None, False)]
-    assert on["deployments"][0]["parameters"]["site"] == "here.toml"
+    local, slurm = on["deployments"][:2]
+    assert local["parameters"]["site"] == local["triggers"][0]["parameters"]["site"] == "here.toml"
+    assert slurm["parameters"]["site"] == "slurm"
+    cluster = filled_in(project, watch=None, every=None, cron=None, site="there.toml", kind="slurm")
+    local, slurm = cluster["deployments"][:2]
+    assert local["parameters"]["site"] == "local"
+    assert slurm["parameters"]["site"] == slurm["triggers"][0]["parameters"]["site"] == "there.toml"
+    assert "triggers" not in local
     cron = filled_in(project, watch={"folders": ["/data"]}, every=None, cron="0 6 * * *", site=None)
     (watch,) = (one for one in cron["deployments"] if one["name"] == "every-5-minutes")
     assert [(one.get("cron"), one["active"]) for one in watch["schedules"]] == [(None, False), ("0 6 * * *", True)]
