@@ -45,9 +45,11 @@ class Served:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        (folder / "lab.toml").write_text(f'name = "lab"\nroots = ["{folder}/data", "{folder}/calls"]\n')
+        site = ["--site", folder / "lab.toml", "--settings", folder / "watch.toml"]
         options = ["--out", self.out, "--every", "10s", "--port", str(port), "--home", self.home.folder]
         self.process = subprocess.Popen(
-            [SHOAL, "serve", self.data, *options, "--settings", folder / "watch.toml", *more],
+            [SHOAL, "serve", self.data, *options, *site, *more],
             stderr=self._log,
             env=clean,
         )
@@ -121,13 +123,16 @@ def test_a_workstation_from_one_command(on_postgres: Served) -> None:
         tab.wait_for("FAX12345 sample")
         tab.screenshot("served-runs")
 
+    why = refused(served, out="/elsewhere/calls")
+    assert "out: /elsewhere/calls is outside the folders that site lab allows" in why
+
     (server,) = served.children("server start")
     server.kill()
     served.wait_for("the server has died")
     write_pod5(served.data / "run" / "pod5" / "1.pod5", [20_000] * 5, first=5)
     (served.data / "run" / "final_summary.txt").touch()
     wait_until(lambda: served.reads_called("run") == 10, seconds=200, telling=served.told)
-    runs = served.ask("/flow_runs/filter", flows={"name": {"any_": ["basecall"]}})
+    runs = served.ask("/flow_runs/filter", flow_runs={"tags": {"all_": ["watch"]}})
     assert {run["state"]["type"] for run in runs} <= {"COMPLETED", "RUNNING"}
     assert {run["name"].split()[0] for run in runs} == {"FAX12345"}
 
@@ -136,6 +141,20 @@ def test_a_workstation_from_one_command(on_postgres: Served) -> None:
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(90) == 0
     assert not psutil.wait_procs(everything, timeout=30)[1]
+
+
+def refused(served: Served, **parameters: str) -> str:
+    """Ask for a run; wait until it has failed, and say why."""
+    (caller,) = served.ask("/deployments/filter", deployments={"name": {"any_": ["local"]}})
+    given = {"input": [str(served.data / "run")], **parameters}
+    asked = served.ask(f"/deployments/{caller['id']}/create_flow_run", parameters=given)
+
+    def states() -> list[dict[str, Any]]:
+        found = served.ask("/flow_runs/filter", flow_runs={"id": {"any_": [asked["id"]]}})
+        return [run["state"] for run in found if run["state"]["type"] == "FAILED"]
+
+    wait_until(lambda: bool(states()), seconds=90, telling=served.told)
+    return str(states()[0]["message"])
 
 
 def test_the_password_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
