@@ -81,6 +81,8 @@ class LocalCluster(distributed.LocalCluster):
 
     async def _mend(self) -> None:
         """Replace the nannies whose workers stay away."""
+        if self._lock.locked():  # Dask is making nannies
+            return
         now = time.monotonic()
         there = {state.name for state in self.scheduler.workers.values()}
         if there:

@@ -64,6 +64,7 @@ def test_each_worker_has_one_engine(cluster: Cluster, client: distributed.Client
     answers = client.gather(client.map(engine_and_process, range(8), pure=False))
     assert [(number, engine) for number, engine, _ in answers] == [(number, "fake") for number in range(8)]
     assert {int(file.name.split("-")[1]) for file in marks.glob("opened-*")} == {process for _, _, process in answers}
+    assert cluster.news() == [], "workers were missed while they started"
 
 
 @pytest.mark.parametrize(
