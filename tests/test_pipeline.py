@@ -107,6 +107,17 @@ def test_same_bytes_in_whatever_pieces(data: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "whole") == digests(tmp_path / "pieces")
 
 
+def test_the_summary_is_the_same_however_many_batches_are_joined_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(data, out=tmp_path / "out")
+    run(given)
+    before = digests(given.out)
+    monkeypatch.setattr("tasks.formats.summary.PARTS_AT_ONCE", 2)
+    merge(given)
+    assert digests(given.out) == before
+
+
 def test_new_input_is_added_and_nothing_called_again(data: Path, tmp_path: Path) -> None:
     given = settings(data, out=tmp_path / "out")
     run(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.formats.summary import Part, scan_parts
+from tasks.formats.summary import Part, scan_parts, write_joined
 
 COLUMNS = (
     "parent_read_id",
@@ -52,8 +52,7 @@ def write_barcoding_summary(parts: Sequence[Part], groups: Collection[str], targ
         groups: Optional groups of columns that any part has.
         target: Replaced as a whole.
     """
-    new = target.with_name(f".{target.name}.new")
-    scan_parts(parts, groups).with_columns(pl.lit(None, pl.String).alias(name) for name in _UNKNOWN).select(
-        COLUMNS
-    ).sink_csv(new, separator="\t", line_terminator="\n", float_precision=6, quote_style="never", null_value=".")
-    new.replace(target)
+    unknown = [pl.lit(None, pl.String).alias(name) for name in _UNKNOWN]
+    write_joined(
+        parts, target, lambda some: scan_parts(some, groups).with_columns(unknown).select(COLUMNS), null_value="."
+    )
