@@ -154,6 +154,10 @@ def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any
     return fates
 
 
+#: Tables that are held before they are joined into one: the smallest takes 8 kB.
+PIECES = 500
+
+
 class _Parts:
     """The committed batches' own ledgers, taken row by row in the plan's order; a few are held at a time."""
 
@@ -211,6 +215,8 @@ def _ledger_rows(plan: Plan, reads: PlannedReads, parts: _Parts) -> tuple[Any, n
             )
         )
         kept.append(rows[: part.num_rows])
+        if len(pieces) == PIECES:
+            pieces = [pa.concat_tables(pieces).combine_chunks()]
     places = np.concatenate(kept)
     joined = pa.concat_tables(pieces).take(pa.array(np.argsort(places, kind="stable")))
     places = np.sort(places)

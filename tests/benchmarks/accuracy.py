@@ -107,16 +107,21 @@ def main() -> None:
 
 
 def end_to_end(call: str, truth: str) -> tuple[int, int, np.ndarray]:
-    """Align globally by least edits; return matches, columns, and which bases of the call match."""
-    hit = operations_of(call, truth)
+    """Align globally by least edits; return matches, columns, and which bases of the call are right.
+
+    A base that is left out counts against the one after it, as in the scores.
+    """
     right = np.zeros(len(call), bool)
     at = columns = matches = 0
-    for operation, length in hit:
+    left_out = False
+    for operation, length in operations_of(call, truth):
         columns += length
         if operation == "=":
             right[at : at + length] = True
+            right[at] = not left_out
             matches += length
-        at += length if operation in "=XI" else 0
+        left_out = operation == "D"
+        at += 0 if left_out else length
     return matches, columns, right
 
 
@@ -128,7 +133,7 @@ def operations_of(call: str, truth: str) -> list[tuple[str, int]]:
 
 def calibration(promised: np.ndarray, wrong: np.ndarray) -> Table:
     """Set promised errors against observed ones, by bins of score."""
-    table = Table(title="scores of bases: error promised, error observed (substituted or inserted)")
+    table = Table(title="scores of bases: error promised, error observed (wrong, too many, or after one left out)")
     for name in ("Phred", "bases", "promised", "observed"):
         table.add_column(name)
     for low, high in pairwise(BINS):
