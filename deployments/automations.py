@@ -23,6 +23,9 @@ from flows.telling import ALIVE, ASIDE, ENDED, LATE, QUARANTINED
 #: Seconds without a flow's heartbeat after which it is dead: three times what `shoal serve` sets them to.
 SILENT_FOR = 90
 ZOMBIES = "shoal: flow runs without a heartbeat are crashed"
+#: How often a run that has crashed is started again: what kills it is hardly the machine, then.
+RESTARTS = 3
+RESTARTED = "shoal: runs that crashed are started again"
 FAILED = "shoal: tell when a run fails"
 TROUBLED = "shoal: tell of quarantined reads, late runs, bad workers"
 SILENT = "shoal: tell when the workers of a run are silent"
@@ -36,7 +39,7 @@ def zombies() -> AutomationCore:
     """Crash flow runs whose process is gone: nothing else would ever end them."""
     return AutomationCore(
         name=ZOMBIES,
-        description=f"A flow run that has given no sign of life for {SILENT_FOR} s is dead; the next look calls again.",
+        description=f"A flow run that has given no sign of life for {SILENT_FOR} s is dead.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
@@ -47,6 +50,34 @@ def zombies() -> AutomationCore:
             within=timedelta(seconds=SILENT_FOR),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {SILENT_FOR} s")],
+    )
+
+
+def restarts() -> AutomationCore:
+    """Start basecall runs of deployments again that crashed: they go on from what is committed."""
+    return AutomationCore(
+        name=RESTARTED,
+        description=f"A basecall that crashed is scheduled again, {RESTARTS} times at most; what is committed stays.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match=ResourceSpecification(
+                {
+                    "prefect.resource.id": ["prefect.flow-run.*"],
+                    "prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)],
+                }
+            ),
+            match_related=[
+                ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "basecall"}),
+                # Its sub-flows have none, nor has a run of the command line: the same command goes on with that.
+                ResourceSpecification({"prefect.resource.role": "deployment"}),
+            ],
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="started again: it crashed")
+        ],
     )
 
 
@@ -133,7 +164,7 @@ def install_automations(notify: str | None = None, *, silent_after: float = SILE
         notify: Notification block, as type/name (`slack-webhook/lab`); None: people look at the UI.
         silent_after: Seconds without a sign of life of any worker of a run, after which people are told.
     """
-    automations = [zombies()]
+    automations = [zombies(), restarts()]
     if notify:
         block = _block_id(notify)
         automations += [failures(block), troubles(block), silences(block, silent_after)]

@@ -10,17 +10,20 @@ import logging
 import queue
 import socket
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import distributed
 import httpx
 from prefect import get_client, get_run_logger, task
 from prefect.artifacts import create_table_artifact, update_progress_artifact
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
@@ -55,6 +58,11 @@ MOST_SEARCHED = 8
 #: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
 TABLE_INTERVAL = 60.0
 FIRST_TABLE = 10.0
+#: What a bundle ends with that could not begin or end since Prefect's API was away: no failure of its own, nor of its
+#: worker. Seconds until it is submitted again, and how often.
+API_TROUBLE = (httpx.HTTPError, ConcurrencySlotAcquisitionError)
+API_PAUSE = 10.0
+API_ATTEMPTS = 60
 
 
 def call_bundle(
@@ -183,14 +191,16 @@ def _run(
     Args:
         careful: Where a batch is alone, look for the read that breaks it.
     """
-    waiting = iter(bundles)
-    futures: dict[str, Any] = {}
-    numbers: dict[str, int] = {}
+    waiting = deque(bundles)
+    running: dict[str, tuple[Any, Bundle]] = {}
+    refusals: Counter[int] = Counter()
+    submit_from = 0.0
     done: queue.SimpleQueue[str] = queue.SimpleQueue()
     log = get_run_logger()
     min_qscore = min_qscore_of(settings)
-    while True:
-        for bundle in waiting:
+    while waiting or running:
+        while waiting and len(running) < window and time.monotonic() >= submit_from:
+            bundle = waiting.popleft()
             future: Any = call_bundle_task.submit(
                 str(settings.out),
                 bundle.number,
@@ -200,14 +210,9 @@ def _run(
                 min_qscore,
                 careful and len(bundle.batches) == 1,
             )
-            futures[future.wrapped_future.key] = future
-            numbers[future.wrapped_future.key] = bundle.number
+            running[future.wrapped_future.key] = future, bundle
             crew.submitted(bundle)
             future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))
-            if len(futures) >= window:
-                break
-        if not futures:
-            return
         for news in watchman.look():
             log.warning("%s", news)
         for beat in watchman.lost():
@@ -217,14 +222,25 @@ def _run(
             key = done.get(timeout=LOOK_INTERVAL)
         except queue.Empty:
             continue
-        future = futures.pop(key)  # and with it the result in the worker's memory
-        try:
-            result = future.result(raise_on_failure=False)
-        except distributed.KilledWorker as error:
-            result = error
-        crew.ended(numbers.pop(key), result)
+        future, bundle = running.pop(key)  # and with it the result in the worker's memory
+        result = _result(future)
+        if isinstance(result, API_TROUBLE) and refusals[bundle.number] < API_ATTEMPTS:
+            refusals[bundle.number] += 1
+            waiting.appendleft(bundle)
+            submit_from = time.monotonic() + API_PAUSE
+            log.info("bundle %d waits for Prefect's API: %s", bundle.number, result)
+            continue
+        crew.ended(bundle.number, result)
         if isinstance(result, BaseException):
             yield result
+
+
+def _result(future: Any) -> object:
+    """Return what a bundle came to: its report, or why it failed."""
+    try:
+        return future.result(raise_on_failure=False)
+    except Exception as error:  # not the task's own: its worker was killed, or could not reach Prefect
+        return error
 
 
 class _Crew:
@@ -300,15 +316,28 @@ class _Progress:
         self._looked = 0.0
         self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
         self._pace = Pace()
+        self._teller = ThreadPoolExecutor(1, "progress")
+        self._telling: Future[None] = Future()
+        self._telling.set_result(None)
 
     def show(self, *, last: bool = False) -> None:
-        """Bring both up to date, every few seconds; the progress in any case the last time."""
-        now = time.monotonic()
-        if now - self._looked < PROGRESS_INTERVAL and not last:
+        """Bring both up to date, every few seconds, in the background: Prefect's API may take minutes to answer.
+
+        Raises:
+            StoppedError: somebody cancelled the run in Prefect.
+        """
+        if not last and (time.monotonic() - self._looked < PROGRESS_INTERVAL or not self._telling.done()):
             return
-        self._looked = now
+        self._looked = time.monotonic()
+        self._telling.result()
+        self._telling = self._teller.submit(copy_context().run, self._look)
+        if last:
+            self._telling.result()
+            self._teller.shutdown()
+
+    def _look(self) -> None:
         try:
-            self._tell(now)
+            self._tell(time.monotonic())
             refuse_when_cancelled()
         except (httpx.HTTPError, PrefectException) as error:  # the API is away: the run goes on without it
             logger.info("Prefect's API does not answer: %s", error)

@@ -23,7 +23,7 @@ from prefect.events import emit_event
 from deployments.automations import install_automations
 from deployments.install import FILE, filled_in
 from flows.basecall import basecall_flow
-from flows.telling import ALIVE
+from flows.telling import ALIVE, tell
 from flows.watch import watch_flow
 from infra.processes import end, spawn
 from tasks.formats.commit import committed_ids
@@ -136,13 +136,12 @@ def test_wrong_parameters_are_refused_before_the_run(worker: psutil.Process, par
 def test_people_are_told_when_it_matters(
     worker: psutil.Process, folder: Path, prefect_url: str, tmp_path: Path
 ) -> None:
-    """Of a read that is quarantined; of a flow that is killed: it is crashed, and its workers fall silent."""
+    """Of a flow that is killed, which is started again; of a read that is quarantined; of workers that fall silent."""
     damage_signal(write_pod5(tmp_path / "data" / "damaged.pod5", [3_000] * 100, seed=2))
     write_pod5(tmp_path / "data" / "whole.pod5", [3_000] * 200, seed=3)
     out = tmp_path / "out"
-    command = (
-        f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} -p batch_samples=100000 "
-    )
+    silent = Workspace(tmp_path / "silent")
+    silent.create()
     with webhook() as (url, bodies):
 
         def told(words: str) -> None:
@@ -156,16 +155,16 @@ def test_people_are_told_when_it_matters(
         assert install_automations("custom-webhook/told", silent_after=30) == installed
         named = [one["name"] for one in httpx.post(f"{prefect_url}/automations/filter", json={}).json()]
         assert all(named.count(name) == 1 for name in installed)
-        slow = """-p 'engine={"kind": "null", "rate": 10000}'"""
-        assert shell(command + slow).returncode == 0
-        wait_until(lambda: sent(prefect_url, ALIVE), seconds=90, telling=(folder / "worker.log").read_text)
+        slow = """-p batch_samples=100000 -p 'engine={"kind": "null", "rate": 20000}'"""
+        asked = shell(f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} {slow}")
+        assert asked.returncode == 0, asked.stderr
+        tell(silent, ALIVE, "the only sign of life")
+        wait_until(lambda: bool(committed_ids(Workspace(out))), seconds=90, telling=(folder / "worker.log").read_text)
         flows = [child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline())]
         flows[0].kill()
         before = len(committed_ids(Workspace(out)))
         told("Crashed")
-        told(f"no worker gives a sign of life {out}: nothing for 30 s")
-        again = shell(f"""{command} -p 'engine={{"kind": "null"}}' --watch""")
-        assert again.returncode == 0, again.stdout + (folder / "worker.log").read_text()
+        told(f"no worker gives a sign of life {silent.out}: nothing for 30 s")
         told("1 of 300 reads are quarantined")
     assert before < len(committed_ids(Workspace(out)))
 

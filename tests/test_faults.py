@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from infra.processes import end, spawn
 from infra.workers import read_heartbeats
 from tasks.core.liveness import Beat
 from tasks.formats.commit import committed_ids
@@ -249,7 +250,7 @@ def running(prefect_url: str) -> set[str]:
 def test_prefect_is_away(
     data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run's own server, which hangs for a while."""
+    """The run's own server: it hangs, dies, and is there again after a while."""
     monkeypatch.delenv("PREFECT_API_URL")
     process = run(data, tmp_path / "out", site)
     at_work(process, tmp_path / "out")
@@ -257,9 +258,15 @@ def test_prefect_is_away(
         child for child in psutil.Process(process.pid).children() if "prefect server start" in " ".join(child.cmdline())
     )
     server.suspend()
-    time.sleep(20)
-    server.resume()
-    complete(process, data, tmp_path / "out", undisturbed)
+    time.sleep(10)
+    command, environment = server.cmdline(), server.environ()
+    server.kill()
+    time.sleep(30)
+    again = spawn(command, log=tmp_path / "server.log", environment=environment)
+    try:
+        complete(process, data, tmp_path / "out", undisturbed)
+    finally:
+        end(again, grace=20)
 
 
 def test_launch_and_merge_in_jobs_of_their_own(data: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
