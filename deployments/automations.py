@@ -25,6 +25,8 @@ SILENT_FOR = 90
 ZOMBIES = "shoal: flow runs without a heartbeat are crashed"
 #: How often a run that has crashed is started again: what kills it is hardly the machine, then.
 RESTARTS = 3
+#: Seconds after which it is: a crash may be reported twice.
+RESTART_AFTER = 15
 RESTARTED = "shoal: runs that crashed are started again"
 FAILED = "shoal: tell when a run fails"
 TROUBLED = "shoal: tell of quarantined reads, late runs, bad workers"
@@ -59,7 +61,9 @@ def restarts() -> AutomationCore:
         name=RESTARTED,
         description=f"A basecall that crashed is scheduled again, {RESTARTS} times at most; what is committed stays.",
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
+            after={"prefect.flow-run.Crashed"},
+            expect={f"prefect.flow-run.{state}" for state in ("AwaitingRetry", "Scheduled", "Pending", "Running")},
+            for_each={"prefect.resource.id"},
             match=ResourceSpecification(
                 {
                     "prefect.resource.id": ["prefect.flow-run.*"],
@@ -71,9 +75,9 @@ def restarts() -> AutomationCore:
                 # Its sub-flows have none, nor has a run of the command line: the same command goes on with that.
                 ResourceSpecification({"prefect.resource.role": "deployment"}),
             ],
-            posture=Posture.Reactive,
+            posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(seconds=RESTART_AFTER),
         ),
         actions=[
             ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="started again: it crashed")
