@@ -54,6 +54,13 @@ def test_the_site_is_known(tmp_path: Path) -> None:
     assert load_site(str(tmp_path / "lab.toml")).dorado.program == "/opt/ont/dorado"
 
 
+def test_what_confines_a_site_is_known(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if "roots = " in block)
+    (tmp_path / "lab.toml").write_text('name = "lab"\n' + dedent(block))
+    site = load_site(str(tmp_path / "lab.toml"))
+    assert (site.roots, site.umask) == ((Path("/data"), Path("/calls")), "0027")
+
+
 def test_options_named_with_a_site_are_known(tmp_path: Path) -> None:
     given = [line.split() for line in LINES if line.startswith("shoal run") and "--site" in line]
     assert given
