@@ -79,12 +79,12 @@ def test_a_run_is_complete_and_seen_in_prefect(undisturbed: Path, data: Path, pr
 
 
 def test_files_have_the_modes_that_the_site_wants(undisturbed: Path) -> None:
-    assert modes(undisturbed) == {0o640, 0o750}
+    assert modes(*undisturbed.iterdir()) == {0o640, 0o750}
 
 
-def modes(folder: Path) -> set[int]:
-    """Return the modes of all files and folders in a folder."""
-    return {path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+def modes(*paths: Path) -> set[int]:
+    """Return the modes of files and folders, and of all that is in these."""
+    return {path.stat().st_mode & 0o777 for given in paths for path in (given, *given.rglob("*"))}
 
 
 def test_running_again_does_nothing_and_says_so(undisturbed: Path, data: Path) -> None:
