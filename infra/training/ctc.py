@@ -1,27 +1,14 @@
-"""The CTC loss of ctc.c as a torch function; compiled on first use, into the training's own folder."""
+"""The CTC loss of ctc.c as a torch function."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import subprocess
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-
-@cache
-def _library() -> ctypes.CDLL:
-    source = Path(__file__).with_name("ctc.c")
-    built = source.with_name("libctc.so")
-    if not built.exists() or built.stat().st_mtime < source.stat().st_mtime:
-        flags = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-shared", "-fPIC"]
-        subprocess.run([os.environ.get("CC", "cc"), *flags, source, "-o", built, "-lm"], check=True)
-    return ctypes.CDLL(str(built))
+from infra.training.native import library, pointer
 
 
 class Ctc(torch.autograd.Function):
@@ -36,8 +23,8 @@ class Ctc(torch.autograd.Function):
         joined = np.ascontiguousarray(np.concatenate(labels), np.int32)
         gradient = np.zeros_like(p)
         loss = np.zeros(batch)
-        arrays = [a.ctypes.data_as(ctypes.c_void_p) for a in (p, joined, lengths, gradient, loss)]
-        failed = _library().ctc(arrays[0], batch, frames, arrays[1], arrays[2], arrays[3], arrays[4])
+        arrays = pointer(p), pointer(joined), pointer(lengths), pointer(gradient), pointer(loss)
+        failed = library().ctc(arrays[0], batch, frames, *arrays[1:])
         if failed < 0:
             raise MemoryError("CTC lattice")
         ctx.gradient = torch.from_numpy(gradient / np.float32(lengths.sum()))

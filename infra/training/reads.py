@@ -1,7 +1,8 @@
-"""Real reads for training: signal, published calls, and where in the signal each base arrived."""
+"""Real reads for training: signal, published calls, and where in the signal each 9-mer of the call lies."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,66 @@ import numpy as np
 import numpy.typing as npt
 import pod5
 
-from infra.training.squiggles import AUX, EMITTED, FIRST_AUX, FRAMES, SAMPLES, STRIDE, Chunks
+from infra.training.native import library, pointer
 
 #: Reads of sq_f5c, by the start of their ids, that no training sees, and those that judge a training while it runs.
 HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
 VALIDATION = ("64a25d50", "666dea1e")
+#: Bases in the pore, which set a level, and the one of them whose arrival starts it (uncalled4's table: shift 6).
+KMER, NEWEST = 9, 6
 _CODE = np.full(256, -1, np.int8)
 _CODE[list(b"ACGT")] = range(4)
-_FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
+#: States to either side of a guess that alignment may visit (segment.c: BAND), and its noise and mean dwell.
+_HALF_BAND, _DEVIATION, _DWELL = 48, 0.8, 10.0
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class CalledRead:
-    """A read with its call: scaled signal, bases 0 to 3, and the sample at which each base arrived."""
+    """A read with its call: scaled signal, bases 0 to 3, and the sample at which each base arrived, by the moves."""
 
     read_id: str
-    signal: npt.NDArray[np.float32]
+    signal: Floats
     bases: npt.NDArray[np.int8]
     arrivals: npt.NDArray[np.int64]
 
 
-def scaled(picoampere: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True, slots=True)
+class SegmentedRead:
+    """The stretch of a read whose 9-mers are known, cut into their events.
+
+    Event i shows bases i to i + 8, lies in samples starts[i] to starts[i + 1] of `signal`, and differs by `residuals`
+    (one per sample, scaled units) from the table's level, `offset + gain * level`.
+    """
+
+    bases: npt.NDArray[np.int8]
+    starts: npt.NDArray[np.int64]
+    residuals: Floats
+    offset: float
+    gain: float
+
+
+def level_table(path: Path) -> Floats:
+    """Read the levels of all 9-mers, in AAAAAAAAA order, standardised (uncalled4's .npz, current.mean)."""
+    with np.load(path) as table:
+        return np.asarray(table["current.mean"], np.float32)
+
+
+def kmers_of(bases: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """Return the number of the 9-mer that starts at each base, as many as there are."""
+    count = len(bases) - KMER + 1
+    numbers: npt.NDArray[np.int64] = np.zeros(count, np.int64)
+    for j in range(KMER):
+        numbers = numbers * 4 + bases[j : j + count]
+    return numbers
+
+
+def scaled(picoampere: Floats) -> Floats:
     """Scale a read's current as tasks/engines/cpu.py does."""
     in_pore = picoampere[(picoampere > 30) & (picoampere < 200)]
     low, high = np.quantile(in_pore, (0.2, 0.9))
-    out: npt.NDArray[np.float32] = np.clip((picoampere - 0.51 * (low + high)) / (0.53 * (high - low)), -4, 4)
+    out: Floats = np.clip((picoampere - 0.51 * (low + high)) / (0.53 * (high - low)), -4, 4)
     return out.astype(np.float32)
 
 
@@ -55,59 +91,56 @@ def sq_f5c(folder: Path) -> list[CalledRead]:
                 continue
             bases = _CODE[np.frombuffer(calls[name].encode(), np.uint8)]
             start, steps = moves[name]
-            if len(steps) == len(bases):
+            if len(steps) == len(bases) and (bases >= 0).all():
                 arrivals = start + np.concatenate(([0], np.cumsum(steps)))[:-1]
                 reads.append(CalledRead(name, scaled(record.signal_pa), bases, arrivals))
     return reads
 
 
-class Sampler:
-    """Draws chunks of real reads, played at another speed, with dwells changed base by base, and with some noise."""
+def segmented(read: CalledRead, table: Floats, rounds: int = 3) -> SegmentedRead:
+    """Align a read's signal with the levels of its call, near where the moves put them.
 
-    def __init__(self, reads: list[CalledRead]) -> None:
-        self._reads = [r for r in reads if len(r.signal) > 3 * SAMPLES and (r.bases >= 0).all()]
-        self._weights = np.array([len(r.signal) for r in self._reads], float)
-        self._weights /= self._weights.sum()
+    The moves come in steps of several samples, and lag behind; levels and signal together tell borders to the sample.
 
-    def draw(self, chunks: int, rng: np.random.Generator) -> Chunks:
-        """Draw `chunks` chunks."""
-        signal = np.empty((chunks, SAMPLES), np.float32)
-        context = np.full((chunks, FRAMES, AUX), -100, np.int64)
-        labels: list[npt.NDArray[np.int32]] = []
-        while len(labels) < chunks:
-            read = self._reads[rng.choice(len(self._reads), p=self._weights)]
-            drawn = self._chunk(read, context[len(labels)], rng)
-            if drawn:
-                signal[len(labels)] = drawn[0]
-                labels.append(drawn[1])
-        return Chunks(signal, labels, context)
+    Raises:
+        ValueError: the levels can't be brought into the signal; names the read.
+    """
+    level = table[kmers_of(read.bases)]
+    guess = read.arrivals[NEWEST : NEWEST + len(level)]
+    first, last = int(guess[0]), int(read.arrivals[NEWEST + len(level)])
+    guess, signal = guess - first, read.signal[first:last]
+    state = 2 * (np.searchsorted(guess, np.arange(len(signal)), "right") - 1)
+    lowest = (state - _HALF_BAND).astype(np.int32)
+    starts: npt.NDArray[np.int32] = guess.astype(np.int32)
+    stay, step = np.log(1 - 2 / _DWELL), np.log(2 / _DWELL)
+    for _ in range(rounds):
+        offset, gain = _fit(read, signal, starts, level)
+        x = ((signal - offset) / gain).astype(np.float32)
+        starts = np.zeros(len(level), np.int32)
+        figures = [ctypes.c_float(value) for value in (_DEVIATION, stay, step)]
+        failed = library().segment(
+            pointer(x), len(x), pointer(level), len(level), *figures, pointer(lowest), pointer(starts)
+        )
+        if failed:
+            raise ValueError(f"read {read.read_id}: its call can't be aligned with its signal ({failed})")
+    offset, gain = _fit(read, signal, starts, level)
+    borders = np.append(starts, len(signal)).astype(np.int64)
+    residuals = signal - (offset + gain * np.repeat(level, np.diff(borders)))
+    return SegmentedRead(read.bases, borders, residuals.astype(np.float32), offset, gain)
 
-    @staticmethod
-    def _chunk(
-        read: CalledRead, context: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None:
-        speed = rng.uniform(0.82, 1.2)
-        first = int(rng.integers(0, len(read.arrivals) - 60))
-        # Each base's dwell is stretched on its own: where a sample of the chunk lies in the read.
-        arrivals = read.arrivals[first : first + SAMPLES // 3]
-        dwell = np.diff(arrivals) / speed * rng.lognormal(0, 0.15, len(arrivals) - 1)
-        new = np.concatenate(([0.0], np.cumsum(dwell)))
-        if new[-1] < SAMPLES + 1:
-            return None
-        places = np.interp(np.arange(SAMPLES), new, arrivals)
-        lo, hi = int(places[0]), int(places[-1]) + 2
-        if hi > len(read.signal):
-            return None
-        signal = np.interp(places, np.arange(lo, hi), read.signal[lo:hi])
-        count = int(np.searchsorted(new, SAMPLES))
-        if count < 60:
-            return None
-        signal = signal * (1 + rng.normal(0, 0.05)) + rng.normal(0, 0.06)
-        signal = signal + rng.standard_normal(SAMPLES) * rng.uniform(0, 0.08)
-        # Event i of the simulator shows bases i to i + 8 and emits base i + EMITTED.
-        event = first + np.searchsorted(new, _FRAME_MIDDLES, "right") - 1 - EMITTED
-        for j in range(AUX):
-            at = event + FIRST_AUX + j
-            inside = (at >= 0) & (at < len(read.bases))
-            context[inside, j] = read.bases[at[inside]]
-        return np.clip(signal, -4, 4).astype(np.float32), (read.bases[first + 1 : first + count] + 1).astype(np.int32)
+
+def _fit(read: CalledRead, signal: Floats, starts: npt.NDArray[np.int32], level: Floats) -> tuple[float, float]:
+    """Return offset and gain that bring levels to the events' means; events far off their level don't count."""
+    ends = np.append(starts[1:], len(signal))
+    sums = np.concatenate(([0.0], np.cumsum(signal, dtype=np.float64)))
+    means = (sums[ends] - sums[starts]) / np.maximum(ends - starts, 1)
+    near = ends - starts > 2
+    offset, gain = 0.0, 1.0
+    for _ in range(3):
+        if near.sum() < 10:
+            raise ValueError(f"read {read.read_id}: its call's levels are not those of its signal")
+        forth, back = np.polyfit(level[near], means[near], 1), np.polyfit(means[near], level[near], 1)
+        gain = float(np.sqrt(forth[0] / back[0]))  # both err: neither regression's slope, but the one between
+        offset = float(means[near].mean() - gain * level[near].mean())
+        near = (ends - starts > 2) & (np.abs(means - offset - gain * level) < gain)
+    return offset, gain

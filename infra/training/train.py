@@ -9,56 +9,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from pathlib import Path
 
 import edlib
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
 
 from infra.training.ctc import Ctc
+from infra.training.muon import Muon
+from infra.training.native import library
 from infra.training.network import Network
-from infra.training.reads import HELD_OUT, VALIDATION, CalledRead, Sampler, sq_f5c
-from infra.training.squiggles import Chunks, Simulator
+from infra.training.reads import HELD_OUT, VALIDATION, CalledRead, level_table, segmented, sq_f5c
+from infra.training.squiggles import SAMPLES, Simulator
 
 #: Steps between checkpoints, each with a look at the validation reads.
-CHECKPOINT = 500
+CHECKPOINT = 250
 _WARM_UP = 100
-
-
-class Drawing:
-    """What each step sees: simulated chunks of rising difficulty, later real ones among them."""
-
-    def __init__(self, reads: list[CalledRead], table: Path, options: argparse.Namespace) -> None:
-        sequences = [r.bases for r in reads] + [(3 - r.bases[::-1]).astype(np.int8) for r in reads]
-        self._simulator = Simulator(
-            table,
-            sequences,
-            real_sequence=options.real_sequence,
-            table_error=options.table_error,
-            noise_spread=options.noise_spread,
-        )
-        self._real = Sampler(reads)
-        self._options = options
-
-    def difficulty(self, step: int) -> float:
-        """Return the difficulty at a step, 0 to 1."""
-        return min(1.0, step / self._options.ramp)
-
-    def __call__(self, step: int) -> Chunks:
-        """Draw the chunks of a step."""
-        rng = np.random.default_rng((self._options.seed, step))
-        difficulty = self.difficulty(step)
-        real = round(self._options.batch * self._options.real * max(0.0, (difficulty - 0.4) / 0.6))
-        parts = [self._simulator.draw(self._options.batch - real, difficulty, rng)]
-        if real:
-            parts.append(self._real.draw(real, rng))
-        return Chunks(
-            np.concatenate([p.signal for p in parts]),
-            [label for p in parts for label in p.labels],
-            np.concatenate([p.context for p in parts]),
-        )
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
@@ -98,81 +69,114 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of sq_f5c's reads, calls and moves")
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curve")
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
+    parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
-    parser.add_argument("--descent", type=int, default=4_000, help="steps of falling learning rate at the end")
-    parser.add_argument("--ramp", type=int, default=2_000, help="steps to full difficulty")
-    parser.add_argument("--batch", type=int, default=32, help="chunks per step")
-    parser.add_argument("--real", type=float, default=0.4, help="share of real chunks, once all is mixed in")
-    parser.add_argument("--real-sequence", type=float, default=0.15, help="share of simulated chunks of real sequence")
-    parser.add_argument("--table-error", type=float, default=0.05, help="error of levels, per place and base")
-    parser.add_argument("--noise-spread", type=float, default=0.3)
+    parser.add_argument("--descent", type=int, default=10_000, help="steps of falling learning rate at the end")
+    parser.add_argument("--ramp", type=int, default=3_000, help="steps to full difficulty")
+    parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
+    parser.add_argument("--kept", type=float, default=0.3, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--optimiser", default="muon")
+    parser.add_argument("--times", type=float, default=1.0)
     options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    reads = sq_f5c(options.data)
-    validation = [r for r in reads if r.read_id.startswith(VALIDATION)]
-    draw = Drawing([r for r in reads if not r.read_id.startswith(HELD_OUT + VALIDATION)], options.table, options)
-    network = Network(options.width, options.layers)
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0}])
     options.out.mkdir(parents=True, exist_ok=True)
+    library()  # compiled once, not by each process
+    with tempfile.TemporaryDirectory() as meeting:
+        torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes)
+
+
+def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
+    """Train as one of the processes, which see different chunks and share their gradients."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(options.seed)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
+    reads = sq_f5c(options.data)
+    validation = [read for read in reads if read.read_id.startswith(VALIDATION)]
+    table = level_table(options.table)
+    seen = [segmented(read, table) for read in reads if not read.read_id.startswith(HELD_OUT + VALIDATION)]
+    simulator = Simulator(seen, table, kept=options.kept, seed=options.seed)
+    network = Network(options.width, options.layers)
+    optimisers = optimisers_of(network, options)
     checkpoint = options.out / "checkpoint.pt"
     start = 0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(kept["network"])
-        optimiser.load_state_dict(kept["optimiser"])
+        for optimiser, state in zip(optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         start = kept["step"]
 
     losses: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(1) as drawer, (options.out / "curve.jsonl").open("a") as curve:
-        coming = drawer.submit(draw, start)
-        for step in range(start, options.until or options.steps):
-            chunks = coming.result()
-            coming = drawer.submit(draw, step + 1)
+    stop = options.until or options.steps
+    for step in range(start, stop):
+        rng = np.random.default_rng((options.seed, step, rank))
+        chunks = simulator.draw(options.batch, min(1.0, step / options.ramp), rng)
+        logits, context = network(torch.from_numpy(chunks.signal[:, None]))
+        loss = Ctc.apply(logits, chunks.labels)
+        asked = nn.functional.cross_entropy(context.reshape(-1, 4), torch.from_numpy(chunks.context.reshape(-1)))
+        network.zero_grad()
+        (loss + 0.5 * asked).backward()
+        _share_gradients(network)
+        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        rate = learning_rate(step, options)
+        for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, options)
-            logits, context = network(torch.from_numpy(chunks.signal[:, None]))
-            loss = Ctc.apply(logits, chunks.labels)
-            asked = torch.nn.functional.cross_entropy(
-                context.reshape(-1, 4), torch.from_numpy(chunks.context.reshape(-1)), ignore_index=-100
-            )
-            optimiser.zero_grad()
-            (loss + 0.5 * asked).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+                group["lr"] = rate * group.get("times", 1.0)
             optimiser.step()
-            losses.append((float(loss.detach()), float(asked.detach())))
-            done = step + 1
-            if done % CHECKPOINT == 0 or done == (options.until or options.steps):
-                point = {
-                    "step": done,
-                    "samples": done * options.batch * chunks.signal.shape[1],
-                    "difficulty": round(draw.difficulty(step), 3),
-                    "rate": learning_rate(step, options),
-                    "ctc": round(float(np.mean([x for x, _ in losses])), 4),
-                    "context": round(float(np.mean([y for _, y in losses])), 4),
-                    "validation": round(identity(network, validation), 4),
-                }
-                losses.clear()
+        losses.append((float(loss.detach()), float(asked.detach())))
+        done = step + 1
+        if rank == 0 and (done % CHECKPOINT == 0 or done == stop):
+            point = {
+                "step": done,
+                "samples": done * options.batch * options.processes * SAMPLES,
+                "difficulty": round(min(1.0, step / options.ramp), 3),
+                "rate": rate,
+                "ctc": round(float(np.mean([x for x, _ in losses])), 4),
+                "context": round(float(np.mean([y for _, y in losses])), 4),
+                "validation": [round(identity(network, [read]), 4) for read in validation],
+            }
+            losses.clear()
+            with (options.out / "curve.jsonl").open("a") as curve:
                 curve.write(json.dumps(point) + "\n")
-                curve.flush()
-                _save(checkpoint, network, optimiser, done)
+            _save(checkpoint, network, optimisers, done)
 
 
-def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, step: int) -> None:
+def optimisers_of(network: Network, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Return Muon for the recurrent layers' matrices, which are most of the network, and AdamW for the rest."""
+    named = dict(network.named_parameters())
+    inner = [p for name, p in named.items() if name.startswith("lstm") and p.ndim == 2]
+    kernels = [p for name, p in named.items() if not name.startswith("lstm") and p.ndim > 1]
+    vectors = [p for p in named.values() if p.ndim == 1]
+    if options.optimiser != "muon":
+        kernels, inner = kernels + inner, []
+    rest = [{"params": kernels, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest)]
+    if inner:
+        out.append(Muon([{"params": inner, "times": options.times}]))
+    return out
+
+
+def _share_gradients(network: Network) -> None:
+    """Set each process's gradients to their mean over the processes."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _save(path: Path, network: Network, optimisers: list[torch.optim.Optimizer], step: int) -> None:
     """Write a checkpoint so that a kill leaves the old one or the new one."""
     state = {
         "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "step": step,
         "settings": network.settings,
     }

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 MIN_SAMPLES = 100
 #: pA of a strand in the pore; open pore and dead channel lie outside.
 IN_PORE = (30.0, 200.0)
+#: Scaled signal lies within.
+CLIP = 4.0
+#: Samples at the model's rate that are judged together: where their median is no strand's, no base comes.
+BLOCK = 100
 #: Samples that the scaling quantiles are taken of, at most.
 SCALING_SAMPLES = 200_000
 #: Reads and samples that may wait for a full set of chunks; beyond, chunks go through the network as they are.
@@ -86,7 +90,8 @@ class CpuEngine:
         bases, sure = self._network.call(x)
         for i, (calling, chunk) in enumerate(chunks):
             frames = len(chunk) // self._model.stride
-            calling.take(bases[i, :frames], sure[i, :frames])
+            alive = calling.in_pore(chunk)[np.arange(frames) * self._model.stride // BLOCK]
+            calling.take(bases[i, :frames] * alive, sure[i, :frames])
         chunks.clear()
 
 
@@ -148,6 +153,15 @@ class _Calling:
         self._sure.append(sure[places])
         self._frames += hi - lo
 
+    def in_pore(self, chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return of each block of a chunk whether a strand was in the pore: reads have dead tails, and open pore."""
+        whole = len(chunk) // BLOCK * BLOCK
+        levels = np.median(chunk[:whole].reshape(-1, BLOCK), axis=1)
+        if whole < len(chunk):
+            levels = np.append(levels, np.median(chunk[-BLOCK:]))
+        low, high = ((limit - self._middle) / self._spread for limit in IN_PORE)
+        return (levels > max(low, -CLIP)) & (levels < min(high, CLIP))
+
     def outcome(self) -> Outcome:
         """Decode what came back."""
         if self._early:
@@ -194,7 +208,7 @@ class _Calling:
             raw = np.interp(places - first, np.arange(len(here)), here).astype(np.float32)
         scale = np.float32(read.calibration_scale / self._spread)
         shift = np.float32((read.calibration_offset * read.calibration_scale - self._middle) / self._spread)
-        scaled: npt.NDArray[np.float32] = np.clip(raw * scale + shift, -4.0, 4.0)
+        scaled: npt.NDArray[np.float32] = np.clip(raw * scale + shift, -CLIP, CLIP)
         return scaled
 
     def _decode(self) -> Outcome:

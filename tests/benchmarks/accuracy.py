@@ -1,11 +1,12 @@
 """How right a model's calls are, how fast it calls, and whether its scores say so.
 
-    python -m tests.benchmarks.accuracy [--model NAME|DIR] [--int8]
+    python -m tests.benchmarks.accuracy [--model NAME|DIR] [--int8] [--calibrate]
 
 Calls the six reads of sq_f5c (R10.4.1, 4 kHz; MIT) that no training sees, and slorado's read (5 kHz; MIT), with the
 embedded engine, and compares each with its published call: matches per alignment column, aligned from end to end by
 edlib, and by mappy's best hit, with the share of the call that it covers. Speed is samples per CPU second. The last
-table sets the error that the scores of bases promise against the one observed.
+table sets the error that the scores of bases promise against the one observed. `--calibrate` gives, instead, the line
+`qscore` that a model's description should have, found on the two validation reads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.core.reads import Read
-from tasks.engines.catalogue import find_model
+from tasks.engines.catalogue import Model, find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.formats.pod5 import read_rows, scan_pod5
 from tests.data import SHARED
 
 HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
+VALIDATION = ("64a25d50", "666dea1e")
 SETS = (
     ("sq_f5c, 4 kHz", "r10_4khz/sq_f5c_reads", HELD_OUT),
     ("slorado, 5 kHz", "r10_5khz/slorado_one_5khz", ("",)),
@@ -42,6 +45,12 @@ def reads_of(pod5: Path, starts: tuple[str, ...]) -> list[Read]:
     return [read for read in rows if isinstance(read, Read) and read.read_id.startswith(starts)]
 
 
+def reads_and_truths(stem: str, starts: tuple[str, ...]) -> tuple[list[Read], dict[str, str]]:
+    """Read the reads of a set whose ids start so, and the published calls of the set."""
+    pod5 = SHARED / "data" / f"{stem}.pod5"
+    return reads_of(pod5, starts), truths_of(pod5.with_name(f"{pod5.stem}.truth.fastq"))
+
+
 def truths_of(fastq: Path) -> dict[str, str]:
     """Read the published calls."""
     lines = fastq.read_text().splitlines()
@@ -53,17 +62,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name of a bundled model, or a model directory; default: the default model")
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--calibrate", action="store_true")
     given = parser.parse_args()
     model = find_model(given.model)
+    if given.calibrate:
+        print(f"qscore = {calibrated(model, int8=given.int8)}")
+        return
     engine = CpuEngine(model, int8=given.int8)
     table = Table(title=f"{model.name} {model.digest[:12]}{' int8' if given.int8 else ''}")
     for name in ("set", "read", "bases", "identity, end to end", "identity, mapped", "aligned", "mean qscore"):
         table.add_column(name)
     promised, wrong = [], []
     for title, stem, starts in SETS:
-        pod5 = SHARED / "data" / f"{stem}.pod5"
-        truths = truths_of(pod5.with_suffix("").with_name(f"{pod5.stem}.truth.fastq"))
-        reads = reads_of(pod5, starts)
+        reads, truths = reads_and_truths(stem, starts)
         began = time.process_time()
         answers = list(engine.basecall(reads))
         spent = time.process_time() - began
@@ -129,6 +140,21 @@ def operations_of(call: str, truth: str) -> list[tuple[str, int]]:
     """Return the operations of a global alignment of least edits."""
     cigar = edlib.align(call, truth, "NW", "path")["cigar"]
     return [(operation, int(length)) for length, operation in re.findall(r"(\d+)([=XID])", cigar)]
+
+
+def calibrated(model: Model, *, int8: bool) -> list[float]:
+    """Fit slope and offset of observed Phred scores on the network's own, over groups of equally many bases."""
+    engine = CpuEngine(replace(model, qscore=(1.0, 0.0)), int8=int8)
+    reads, truths = reads_and_truths(SETS[0][1], VALIDATION)
+    own, wrong = [], []
+    for read, outcome in engine.basecall(reads):
+        call = outcome.calls[0]
+        own.append(np.frombuffer(call.qstring, np.uint8).astype(float) - 33)
+        wrong.append(~end_to_end(call.sequence.decode(), truths[read.read_id])[2])
+    order = np.argsort(np.concatenate(own), kind="stable")
+    groups = list(zip(*(np.array_split(np.concatenate(values)[order], 24) for values in (own, wrong)), strict=True))
+    slope, offset = np.polyfit([x.mean() for x, _ in groups], [-10 * np.log10(y.mean()) for _, y in groups], 1)
+    return [round(float(slope), 2), round(float(offset), 2)]
 
 
 def calibration(promised: np.ndarray, wrong: np.ndarray) -> Table:

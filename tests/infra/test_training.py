@@ -1,0 +1,133 @@
+"""What of training needs no torch: the loss, aligning reads with their calls, and drawing chunks of them."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from infra.training.native import library, pointer
+from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
+from infra.training.squiggles import FRAMES, SAMPLES, STRIDE, Simulator, made_up_genome
+from tests.data import program
+
+TABLE = np.random.default_rng(9).standard_normal(4**KMER).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    program("cc")
+
+
+def ctc(p: np.ndarray, label: list[int]) -> tuple[float, np.ndarray]:
+    labels, lengths = np.array(label, np.int32), np.array([len(label)], np.int32)
+    gradient, loss = np.zeros_like(p), np.zeros(1)
+    library().ctc(pointer(p), 1, len(p), pointer(labels), pointer(lengths), pointer(gradient), pointer(loss))
+    return float(loss[0]), gradient
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    p = np.exp(logits)
+    return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def spelt(path: tuple[int, ...]) -> list[int]:
+    kept = [symbol for i, symbol in enumerate(path) if i == 0 or symbol != path[i - 1]]
+    return [symbol for symbol in kept if symbol]
+
+
+@pytest.mark.parametrize("label", [[1], [2, 2], [1, 3, 4], [4, 4, 4]])
+def test_the_loss_is_that_of_all_paths_which_spell_the_label(label: list[int]) -> None:
+    logits = np.random.default_rng(len(label)).standard_normal((6, 5))
+    p = softmax(logits)
+    total = sum(float(np.prod(p[np.arange(6), path])) for path in product(range(5), repeat=6) if spelt(path) == label)
+    loss, gradient = ctc(p, label)
+    assert loss == pytest.approx(-np.log(total), rel=1e-5)
+    for t, symbol in ((0, 0), (3, label[0]), (5, 2)):
+        shifted = logits.copy()
+        shifted[t, symbol] += 1e-2
+        assert gradient[t, symbol] == pytest.approx((ctc(softmax(shifted), label)[0] - loss) / 1e-2, abs=5e-3)
+
+
+def test_a_label_that_is_too_long_has_no_loss() -> None:
+    loss, gradient = ctc(softmax(np.zeros((2, 5))), [1, 1])
+    assert loss == 0
+    assert not gradient.any()
+
+
+def called_read(bases: int = 1200, *, noise: float = 0.0) -> tuple[CalledRead, np.ndarray]:
+    """Make a read of known borders, and moves that lag behind and are rounded, as real ones are."""
+    rng = np.random.default_rng(3)
+    sequence = rng.integers(0, 4, bases).astype(np.int8)
+    level = TABLE[kmers_of(sequence)]
+    dwells = rng.integers(3, 20, len(level))
+    lead, tail = 50, 300
+    borders = lead + np.concatenate(([0], np.cumsum(dwells)))
+    signal = 0.75 * np.repeat(level, dwells) - 0.1
+    signal = np.concatenate((np.zeros(lead), signal, np.zeros(tail))) + noise * rng.standard_normal(borders[-1] + tail)
+    arrivals = np.full(bases, borders[-1] + 4)
+    arrivals[NEWEST : NEWEST + len(borders)] = borders // 6 * 6 + 4
+    arrivals[:NEWEST] = 0
+    return CalledRead("read", signal.astype(np.float32), sequence, arrivals), borders
+
+
+def test_borders_are_found_to_the_sample() -> None:
+    read, borders = called_read(noise=0.02)
+    found = segmented(read, TABLE)
+    assert found.gain == pytest.approx(0.75, abs=0.01)
+    assert found.offset == pytest.approx(-0.1, abs=0.01)
+    off = found.starts + int(read.arrivals[NEWEST]) - borders
+    assert np.mean(np.abs(off[1:-1]) <= 1) > 0.97
+    assert np.median(np.abs(found.residuals)) < 0.02
+
+
+def test_a_call_that_is_not_the_signals_is_named() -> None:
+    read, _ = called_read()
+    short = CalledRead("r1", read.signal[:2000], read.bases, np.linspace(0, 1999, len(read.bases)).astype(np.int64))
+    with pytest.raises(ValueError, match="read r1"):
+        segmented(short, TABLE)
+
+
+def simulator(kept: float) -> tuple[SegmentedRead, Simulator]:
+    read = segmented(called_read(noise=0.02)[0], TABLE)
+    return read, Simulator([read], TABLE, kept=kept, seed=1)
+
+
+def test_easy_chunks_are_levels_of_one_length() -> None:
+    read, drawing = simulator(kept=0.0)
+    chunks = drawing.draw(3, 0.0, np.random.default_rng(1))
+    assert chunks.signal.shape == (3, SAMPLES)
+    for signal, label, context in zip(chunks.signal, chunks.labels, chunks.context, strict=True):
+        assert len(label) == pytest.approx(SAMPLES / 10, abs=2)
+        changes = np.flatnonzero(np.diff(signal))
+        assert np.all(np.diff(changes) % 10 == 0)
+        # The newest base of the context is the label's last one; the event before that showed the one before.
+        assert context[-1, NEWEST - 2] + 1 == label[-1]
+        assert set(np.unique(context)) <= {0, 1, 2, 3}
+        levels = (signal[changes] - read.offset) / read.gain
+        assert np.abs(TABLE[:, None] - levels[:5]).min(axis=0) == pytest.approx(np.zeros(5), abs=1e-4)
+
+
+def test_kept_chunks_are_the_reads_own() -> None:
+    read, drawing = simulator(kept=1.0)
+    chunks = drawing.draw(4, 1.0, np.random.default_rng(2))
+    own = "".join(map(str, read.bases + 1))
+    assert all("".join(map(str, label)) in own for label in chunks.labels)
+    assert all(len(label) <= FRAMES for label in chunks.labels)
+    assert STRIDE * FRAMES == SAMPLES
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    drawing = simulator(kept=0.3)[1]
+    one, other = (drawing.draw(5, 0.8, np.random.default_rng((7, 12))) for _ in range(2))
+    assert np.array_equal(one.signal, other.signal)
+    assert all(map(np.array_equal, one.labels, other.labels))
+
+
+def test_a_made_up_genome_is_like_its_model() -> None:
+    rng = np.random.default_rng(4)
+    poly = np.repeat(rng.integers(0, 4, 3000), 8).astype(np.int8)  # every base eight times
+    made = made_up_genome([poly], rng, chains=10, length=6000)
+    same = np.mean(made[1:] == made[:-1])
+    assert same == pytest.approx(np.mean(poly[1:] == poly[:-1]), abs=0.08)  # a random base would be 0.25
