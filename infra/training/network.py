@@ -15,7 +15,7 @@ class Network(nn.Module):
     serves training.
     """
 
-    def __init__(self, width: int = 96, layers: int = 3) -> None:
+    def __init__(self, width: int = 96, layers: int = 4) -> None:
         super().__init__()
         self.settings = {"width": width, "layers": layers}
         self.conv1 = nn.Conv1d(1, 16, 5, padding=2, bias=False)

@@ -3,10 +3,10 @@
 A few reads are all there is, and a network soon knows them by heart. Their noise, though, does not depend on what was
 sequenced: cut into events (reads.py), a real read is a level per 9-mer, a dwell per event, and a residual per sample. A
 chunk here takes dwells and residuals of a stretch of a real read and puts other levels, of a new sequence, under them;
-some chunks keep their own sequence, which makes them real signal.
+some chunks keep their own sequence but for some bases, which makes them nearly real signal.
 
-Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are): a network that starts at 1 takes
-many times as long to learn anything.
+Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
+level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ FIRST_AUX, AUX = 2, 7
 SAMPLES, STRIDE = 2004, 3
 FRAMES = SAMPLES // STRIDE
 _FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
+#: Where call and signal disagree, alignment leaves events as short as it may, and residuals as large as levels. Neither
+#: is noise. Of events of SHORTEST samples this share stays, as at peaks and valleys, where borders are plain; residuals
+#: are cut at LARGEST, scaled units; and with STRENGTH a network finds new sequences as hard as reads it has not seen.
+SHORTEST, SHORT_SHARE, LARGEST, STRENGTH = 2, 0.5, 0.4, 0.9
+#: Share of bases that change in a chunk that keeps its sequence, at most: else that is learnt by heart.
+MUTATIONS = 0.1
 #: Bases that a new base of a made-up genome depends on.
 _ORDER = 5
 
@@ -54,42 +60,46 @@ class Simulator:
         self._kept = kept
         self._genome = made_up_genome([read.bases for read in reads], np.random.default_rng(seed))
 
-    def draw(self, chunks: int, difficulty: float, rng: np.random.Generator) -> Chunks:
-        """Draw `chunks` chunks of about `difficulty` (0 to 1)."""
+    def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
+        """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
         signal = np.empty((chunks, SAMPLES), np.float32)
         context = np.empty((chunks, FRAMES, AUX), np.int64)
         labels = []
         for i in range(chunks):
-            hard = float(np.clip(difficulty * rng.uniform(0.7, 1.15), 0, 1))
-            signal[i], label, context[i] = self._chunk(hard, rng)
+            signal[i], label, context[i] = self._chunk(*rng.uniform(*difficulty, 2), rng)
             labels.append(label)
         return Chunks(signal, labels, context)
 
     def _chunk(
-        self, hard: float, rng: np.random.Generator
+        self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         read = self._reads[rng.choice(len(self._reads), p=self._weights)]
+        keep = rng.random() < self._kept
         events = len(read.starts) - 1
         first = int(rng.integers(0, events - 20))
-        old = read.starts[first : min(first + SAMPLES // 2, events) + 1]
-        dwell = np.diff(old)
-        mean = 10 * np.exp(hard * rng.normal(0, 0.12))
-        dwell = mean * np.maximum((dwell / dwell.mean()) ** hard * rng.lognormal(0, 0.1 * hard, len(dwell)), 0.1)
-        new = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-        if new[-1] <= SAMPLES:
-            return self._chunk(hard, rng)
-        count = int(np.searchsorted(new, SAMPLES))
-        keep = rng.random() < self._kept
-        bases = read.bases[first : first + count + KMER - 1] if keep else self._sequence(count + KMER - 1, rng)
-        level = read.offset + read.gain * self._table[kmers_of(bases)]
-        strength = hard * (1.0 if keep else np.exp(rng.normal(0, 0.2)))
+        taken = np.arange(first, min(first + SAMPLES // 2, events))
+        lasted = read.starts[taken + 1] - read.starts[taken]
+        if not keep:
+            plausible = (lasted > SHORTEST) | (rng.random(len(taken)) < SHORT_SHARE)
+            taken, lasted = taken[plausible], lasted[plausible]
+        mean = 10 * np.exp(uneven * rng.normal(0, 0.12))
+        dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(taken))
+        borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
+        if borders[-1] <= SAMPLES:
+            return self._chunk(uneven, noisy, rng)
+        count = int(np.searchsorted(borders, SAMPLES))
+        length = count + KMER - 1
+        bases = mutated(read.bases[first : first + length], rng) if keep else self._sequence(length, rng)
         # Of each sample of the chunk the event, and the sample of the read whose residual it takes.
         places = np.arange(SAMPLES)
-        event = np.searchsorted(new, places, "right") - 1
-        source = np.interp(places, new, old).astype(np.int64)
-        signal = level[event] + strength * read.residuals[source]
-        signal += hard * rng.uniform(0, 0.05) * rng.standard_normal(SAMPLES)
-        signal = signal * (1 + hard * rng.normal(0, 0.04)) + hard * rng.normal(0, 0.05)
+        event = np.searchsorted(borders, places, "right") - 1
+        into = ((places - borders[event]) / dwell[event] * lasted[event]).astype(np.int64)
+        residual = noisy * read.residuals[read.starts[taken[event]] + np.minimum(into, lasted[event] - 1)]
+        if not keep:
+            residual = np.clip(residual, -LARGEST, LARGEST) * (STRENGTH * np.exp(noisy * rng.normal(0, 0.2)))
+        signal = (read.offset + read.gain * self._table[kmers_of(bases)])[event] + residual
+        signal += noisy * rng.uniform(0, 0.05) * rng.standard_normal(SAMPLES)
+        signal = signal * (1 + noisy * rng.normal(0, 0.04)) + noisy * rng.normal(0, 0.05)
         at_frames = event[_FRAME_MIDDLES]
         context = bases[at_frames[:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
         label = (bases[NEWEST + 1 : NEWEST + count] + 1).astype(np.int32)
@@ -108,6 +118,12 @@ class Simulator:
             stop = start + unit * int(rng.integers(3, 10))
             made[start:stop] = np.resize(made[start : start + unit], stop - start)
         return made
+
+
+def mutated(bases: npt.NDArray[np.int8], rng: np.random.Generator) -> npt.NDArray[np.int8]:
+    """Return bases of which up to MUTATIONS are drawn anew."""
+    drawn = rng.random(len(bases)) < rng.uniform(0, MUTATIONS)
+    return np.where(drawn, rng.integers(0, 4, len(bases)), bases).astype(np.int8)
 
 
 def made_up_genome(

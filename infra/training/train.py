@@ -38,6 +38,12 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
     return float(options.rate * min(1.0, (step + 1) / _WARM_UP) * max(0.01, min(1.0, left)))
 
 
+def difficulty(step: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Return the least and the greatest difficulty of a step: the greatest rises first, the least comes after."""
+    done = min(1.0, step / options.ramp)
+    return done**2, min(1.0, 8 * done)
+
+
 def greedy(logits: npt.NDArray[np.float32]) -> str:
     """Decode frames (frames, 5) by the best symbol of each."""
     best = logits.argmax(-1)
@@ -70,19 +76,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sq_f5c's reads, calls and moves")
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
-    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
-    parser.add_argument("--descent", type=int, default=10_000, help="steps of falling learning rate at the end")
-    parser.add_argument("--ramp", type=int, default=3_000, help="steps to full difficulty")
+    parser.add_argument("--descent", type=int, default=13_000, help="steps of falling learning rate at the end")
+    parser.add_argument("--ramp", type=int, default=12_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
-    parser.add_argument("--kept", type=float, default=0.3, help="share of chunks that keep their own sequence")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
+    parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--optimiser", default="muon")
-    parser.add_argument("--times", type=float, default=1.0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     library()  # compiled once, not by each process
@@ -102,7 +106,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     seen = [segmented(read, table) for read in reads if not read.read_id.startswith(HELD_OUT + VALIDATION)]
     simulator = Simulator(seen, table, kept=options.kept, seed=options.seed)
     network = Network(options.width, options.layers)
-    optimisers = optimisers_of(network, options)
+    optimisers = optimisers_of(network)
     checkpoint = options.out / "checkpoint.pt"
     start = 0
     if checkpoint.exists():
@@ -116,7 +120,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     stop = options.until or options.steps
     for step in range(start, stop):
         rng = np.random.default_rng((options.seed, step, rank))
-        chunks = simulator.draw(options.batch, min(1.0, step / options.ramp), rng)
+        chunks = simulator.draw(options.batch, difficulty(step, options), rng)
         logits, context = network(torch.from_numpy(chunks.signal[:, None]))
         loss = Ctc.apply(logits, chunks.labels)
         asked = nn.functional.cross_entropy(context.reshape(-1, 4), torch.from_numpy(chunks.context.reshape(-1)))
@@ -127,7 +131,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
         rate = learning_rate(step, options)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate * group.get("times", 1.0)
+                group["lr"] = rate
             optimiser.step()
         losses.append((float(loss.detach()), float(asked.detach())))
         done = step + 1
@@ -135,7 +139,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
             point = {
                 "step": done,
                 "samples": done * options.batch * options.processes * SAMPLES,
-                "difficulty": round(min(1.0, step / options.ramp), 3),
+                "difficulty": [round(end, 3) for end in difficulty(step, options)],
                 "rate": rate,
                 "ctc": round(float(np.mean([x for x, _ in losses])), 4),
                 "context": round(float(np.mean([y for _, y in losses])), 4),
@@ -147,19 +151,14 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
             _save(checkpoint, network, optimisers, done)
 
 
-def optimisers_of(network: Network, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def optimisers_of(network: Network) -> list[torch.optim.Optimizer]:
     """Return Muon for the recurrent layers' matrices, which are most of the network, and AdamW for the rest."""
     named = dict(network.named_parameters())
     inner = [p for name, p in named.items() if name.startswith("lstm") and p.ndim == 2]
     kernels = [p for name, p in named.items() if not name.startswith("lstm") and p.ndim > 1]
     vectors = [p for p in named.values() if p.ndim == 1]
-    if options.optimiser != "muon":
-        kernels, inner = kernels + inner, []
     rest = [{"params": kernels, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest)]
-    if inner:
-        out.append(Muon([{"params": inner, "times": options.times}]))
-    return out
+    return [torch.optim.AdamW(rest), Muon(inner)]
 
 
 def _share_gradients(network: Network) -> None:

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from infra.training import squiggles
 from infra.training.native import library, pointer
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
 from infra.training.squiggles import FRAMES, SAMPLES, STRIDE, Simulator, made_up_genome
@@ -96,22 +97,23 @@ def simulator(kept: float) -> tuple[SegmentedRead, Simulator]:
 
 def test_easy_chunks_are_levels_of_one_length() -> None:
     read, drawing = simulator(kept=0.0)
-    chunks = drawing.draw(3, 0.0, np.random.default_rng(1))
+    chunks = drawing.draw(3, (0.0, 0.0), np.random.default_rng(1))
     assert chunks.signal.shape == (3, SAMPLES)
     for signal, label, context in zip(chunks.signal, chunks.labels, chunks.context, strict=True):
         assert len(label) == pytest.approx(SAMPLES / 10, abs=2)
         changes = np.flatnonzero(np.diff(signal))
         assert np.all(np.diff(changes) % 10 == 0)
-        # The newest base of the context is the label's last one; the event before that showed the one before.
-        assert context[-1, NEWEST - 2] + 1 == label[-1]
+        # The newest base at the last frame is the last of the label, unless that came after the middle of the frame.
+        assert context[-1, NEWEST - 2] + 1 in label[-2:]
         assert set(np.unique(context)) <= {0, 1, 2, 3}
         levels = (signal[changes] - read.offset) / read.gain
         assert np.abs(TABLE[:, None] - levels[:5]).min(axis=0) == pytest.approx(np.zeros(5), abs=1e-4)
 
 
-def test_kept_chunks_are_the_reads_own() -> None:
+def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squiggles, "MUTATIONS", 0.0)
     read, drawing = simulator(kept=1.0)
-    chunks = drawing.draw(4, 1.0, np.random.default_rng(2))
+    chunks = drawing.draw(4, (1.0, 1.0), np.random.default_rng(2))
     own = "".join(map(str, read.bases + 1))
     assert all("".join(map(str, label)) in own for label in chunks.labels)
     assert all(len(label) <= FRAMES for label in chunks.labels)
@@ -120,7 +122,7 @@ def test_kept_chunks_are_the_reads_own() -> None:
 
 def test_the_same_seed_draws_the_same() -> None:
     drawing = simulator(kept=0.3)[1]
-    one, other = (drawing.draw(5, 0.8, np.random.default_rng((7, 12))) for _ in range(2))
+    one, other = (drawing.draw(5, (0.2, 0.8), np.random.default_rng((7, 12))) for _ in range(2))
     assert np.array_equal(one.signal, other.signal)
     assert all(map(np.array_equal, one.labels, other.labels))
 
