@@ -1,9 +1,9 @@
 """Squiggles of new sequences in the time and noise of real reads: what the network learns from.
 
-A few reads are all there is, and a network soon knows them by heart. Their noise, though, does not depend on what was
-sequenced: cut into events (reads.py), a real read is a level per 9-mer, a dwell per event, and a residual per sample. A
-chunk here takes dwells and residuals of a stretch of a real read and puts other levels, of a new sequence, under them;
-some chunks keep their own sequence but for some bases, which makes them nearly real signal.
+A few reads are all there is, and a network soon knows them by heart. Their time and noise, though, hardly depend on
+what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each event lasts, how far it lies
+off its level, and the noise within it. A chunk here draws each of the last three from real reads and puts levels of a
+new sequence under them. Some chunks are stretches of a read as it is, but for some bases.
 
 Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
 level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
@@ -25,10 +25,15 @@ FIRST_AUX, AUX = 2, 7
 SAMPLES, STRIDE = 2004, 3
 FRAMES = SAMPLES // STRIDE
 _FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
-#: Where call and signal disagree, alignment leaves events as short as it may, and residuals as large as levels. Neither
-#: is noise. Of events of SHORTEST samples this share stays, as at peaks and valleys, where borders are plain; residuals
-#: are cut at LARGEST, scaled units; and with STRENGTH a network finds new sequences as hard as reads it has not seen.
-SHORTEST, SHORT_SHARE, LARGEST, STRENGTH = 2, 0.5, 0.4, 0.9
+#: Levels of neighbours this far apart, in the table's units, leave no doubt where an event begins and ends.
+PLAIN = 0.8
+#: Events of fewer samples tell little of offset and noise; those further off, scaled units, were misaligned.
+LONG, FAR = 4, 0.4
+#: Impulse response of the amplifier's filter at 4 kHz, beside the averaging over a sample.
+RESPONSE = np.array([0.06, 0.88, 0.06])
+#: Noise and offsets are in part what alignment got wrong: with this share of them, differences between samples are
+#: distributed as in reads, and new sequences are as hard as reads.
+STRENGTH = 0.85
 #: Share of bases that change in a chunk that keeps its sequence, at most: else that is learnt by heart.
 MUTATIONS = 0.1
 #: Bases that a new base of a made-up genome depends on.
@@ -56,6 +61,8 @@ class Simulator:
         self._reads = [read for read in reads if len(read.residuals) > 3 * SAMPLES]
         self._weights = np.array([len(read.residuals) for read in self._reads], float)
         self._weights /= self._weights.sum()
+        self._dwells = np.concatenate([plain_dwells(read, table) for read in self._reads])
+        self._noises = [noise_of(read) for read in self._reads]
         self._table = table
         self._kept = kept
         self._genome = made_up_genome([read.bases for read in reads], np.random.default_rng(seed))
@@ -73,37 +80,54 @@ class Simulator:
     def _chunk(
         self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        read = self._reads[rng.choice(len(self._reads), p=self._weights)]
-        keep = rng.random() < self._kept
-        events = len(read.starts) - 1
-        first = int(rng.integers(0, events - 20))
-        taken = np.arange(first, min(first + SAMPLES // 2, events))
-        lasted = read.starts[taken + 1] - read.starts[taken]
-        if not keep:
-            plausible = (lasted > SHORTEST) | (rng.random(len(taken)) < SHORT_SHARE)
-            taken, lasted = taken[plausible], lasted[plausible]
-        mean = 10 * np.exp(uneven * rng.normal(0, 0.12))
-        dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(taken))
-        borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-        if borders[-1] <= SAMPLES:
-            return self._chunk(uneven, noisy, rng)
-        count = int(np.searchsorted(borders, SAMPLES))
-        length = count + KMER - 1
-        bases = mutated(read.bases[first : first + length], rng) if keep else self._sequence(length, rng)
-        # Of each sample of the chunk the event, and the sample of the read whose residual it takes.
-        places = np.arange(SAMPLES)
-        event = np.searchsorted(borders, places, "right") - 1
-        into = ((places - borders[event]) / dwell[event] * lasted[event]).astype(np.int64)
-        residual = noisy * read.residuals[read.starts[taken[event]] + np.minimum(into, lasted[event] - 1)]
-        if not keep:
-            residual = np.clip(residual, -LARGEST, LARGEST) * (STRENGTH * np.exp(noisy * rng.normal(0, 0.2)))
-        signal = (read.offset + read.gain * self._table[kmers_of(bases)])[event] + residual
+        number = int(rng.choice(len(self._reads), p=self._weights))
+        draw = self._keep if rng.random() < self._kept else self._make
+        signal, bases, event = draw(number, 10 * np.exp(uneven * rng.normal(0, 0.12)), uneven, noisy, rng)
         signal += noisy * rng.uniform(0, 0.05) * rng.standard_normal(SAMPLES)
         signal = signal * (1 + noisy * rng.normal(0, 0.04)) + noisy * rng.normal(0, 0.05)
-        at_frames = event[_FRAME_MIDDLES]
-        context = bases[at_frames[:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
-        label = (bases[NEWEST + 1 : NEWEST + count] + 1).astype(np.int32)
+        context = bases[event[_FRAME_MIDDLES][:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
+        label = (bases[NEWEST + 1 : NEWEST + event[-1] + 1] + 1).astype(np.int32)
         return np.clip(signal, -4, 4).astype(np.float32), label, context
+
+    def _make(
+        self, number: int, mean: float, uneven: float, noisy: float, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """Make signal of a new sequence; return it, the bases, and of each sample the event."""
+        read, (offsets, noise) = self._reads[number], self._noises[number]
+        count = SAMPLES // 2
+        dwell = mean * rng.choice(self._dwells, count) ** uneven * rng.lognormal(0, 0.1 * uneven, count)
+        borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
+        bases = self._sequence(count + KMER - 1, rng)
+        strength = STRENGTH * noisy * np.exp(noisy * rng.normal(0, 0.2))
+        level = read.offset + read.gain * self._table[kmers_of(bases)] + strength * rng.choice(offsets, count)
+        # Each sample is the average current of its time, whatever changes within it.
+        charge = np.concatenate(([0.0], np.cumsum(level * dwell)))
+        signal = np.diff(np.interp(np.arange(-1, SAMPLES + 2), borders, charge))
+        signal = np.convolve(signal, RESPONSE, "valid")
+        start = int(rng.integers(0, len(noise)))
+        signal += strength * np.take(noise, np.arange(start, start + SAMPLES), mode="wrap")
+        return signal, bases, np.searchsorted(borders, np.arange(SAMPLES), "right") - 1
+
+    def _keep(
+        self, number: int, mean: float, uneven: float, noisy: float, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """Take a stretch of a read with its own sequence, of which some bases change; return as `_make` does."""
+        read = self._reads[number]
+        events = len(read.starts) - 1
+        while True:
+            first = int(rng.integers(0, events - 20))
+            old = read.starts[first : first + SAMPLES // 2 + 1]
+            lasted = np.diff(old)
+            dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(lasted))
+            borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
+            if borders[-1] > SAMPLES:
+                break
+        bases = mutated(read.bases[first : first + len(lasted) + KMER - 1], rng)
+        places = np.arange(SAMPLES)
+        event = np.searchsorted(borders, places, "right") - 1
+        source = np.interp(places, borders, old).astype(np.int64)
+        level = read.offset + read.gain * self._table[kmers_of(bases)]
+        return level[event] + noisy * read.residuals[source], bases, event
 
     def _sequence(self, length: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
         """Return a stretch of the made-up genome, or random sequence of some GC content with repeats put in."""
@@ -118,6 +142,28 @@ class Simulator:
             stop = start + unit * int(rng.integers(3, 10))
             made[start:stop] = np.resize(made[start : start + unit], stop - start)
         return made
+
+
+def plain_dwells(read: SegmentedRead, table: Floats) -> npt.NDArray[np.float64]:
+    """Return how long peaks and valleys of a read last, in units of its mean dwell.
+
+    Of other events alignment can't tell to the sample where they end, and leaves many as short as it may.
+    """
+    level, dwell = table[kmers_of(read.bases)], np.diff(read.starts)
+    level = level[: len(dwell)]
+    before, after = level[1:-1] - level[:-2], level[1:-1] - level[2:]
+    plain = (np.minimum(before, after) > PLAIN) | (np.maximum(before, after) < -PLAIN)
+    return dwell[1:-1][plain] / dwell.mean()
+
+
+def noise_of(read: SegmentedRead) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return how far a read's events lie off their levels, and the noise within them, one event after the other."""
+    dwell = np.diff(read.starts)
+    offset = np.add.reduceat(read.residuals.astype(float), read.starts[:-1]) / dwell
+    good = (dwell >= LONG) & (np.abs(offset) < FAR)
+    within = np.repeat(good, dwell)
+    within[read.starts[:-1]] = within[read.starts[1:] - 1] = False  # borders lie amid these
+    return offset[good], (read.residuals - np.repeat(offset, dwell))[within]
 
 
 def mutated(bases: npt.NDArray[np.int8], rng: np.random.Generator) -> npt.NDArray[np.int8]:

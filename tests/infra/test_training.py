@@ -10,7 +10,7 @@ import pytest
 from infra.training import squiggles
 from infra.training.native import library, pointer
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
-from infra.training.squiggles import FRAMES, SAMPLES, STRIDE, Simulator, made_up_genome
+from infra.training.squiggles import FRAMES, SAMPLES, STRIDE, Simulator, made_up_genome, noise_of, plain_dwells
 from tests.data import program
 
 TABLE = np.random.default_rng(9).standard_normal(4**KMER).astype(np.float32)
@@ -101,13 +101,22 @@ def test_easy_chunks_are_levels_of_one_length() -> None:
     assert chunks.signal.shape == (3, SAMPLES)
     for signal, label, context in zip(chunks.signal, chunks.labels, chunks.context, strict=True):
         assert len(label) == pytest.approx(SAMPLES / 10, abs=2)
-        changes = np.flatnonzero(np.diff(signal))
-        assert np.all(np.diff(changes) % 10 == 0)
         # The newest base at the last frame is the last of the label, unless that came after the middle of the frame.
         assert context[-1, NEWEST - 2] + 1 in label[-2:]
-        assert set(np.unique(context)) <= {0, 1, 2, 3}
-        levels = (signal[changes] - read.offset) / read.gain
-        assert np.abs(TABLE[:, None] - levels[:5]).min(axis=0) == pytest.approx(np.zeros(5), abs=1e-4)
+        flat = np.abs(np.diff(signal)) < 1e-6  # but for borders, which take up to three samples
+        assert flat.mean() > 0.55
+        levels = (signal[:-1][flat] - read.offset) / read.gain
+        assert np.abs(TABLE[:, None] - levels[::100]).min(axis=0) == pytest.approx(0, abs=1e-4)
+
+
+def test_what_is_drawn_from_a_read_is_what_was_put_in() -> None:
+    read = segmented(called_read(4000, noise=0.05)[0], TABLE)
+    dwells = plain_dwells(read, TABLE)
+    assert dwells.mean() == pytest.approx(1, abs=0.05)
+    assert np.quantile(dwells, [0, 1]) == pytest.approx([3 / 11, 19 / 11], abs=0.1)
+    offsets, noise = noise_of(read)
+    assert noise.std() == pytest.approx(0.05, abs=0.01)
+    assert offsets.std() == pytest.approx(0.05 / np.sqrt(11), abs=0.01)
 
 
 def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
