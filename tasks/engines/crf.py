@@ -29,72 +29,68 @@ def decode(scores: Floats, stay: float) -> tuple[npt.NDArray[np.uint8], Floats]:
         comes (at the border of two bases paths differ in when, not in what); 0 where the path stays.
     """
     frames, batch, size = scores.shape
-    moves = scores.reshape(frames, batch, size // 4, 4)
-    bases, states = _best_path(moves, np.float32(stay))
-    newest = _newest_base(moves, np.float32(stay))
-    chosen = np.take_along_axis(newest, (states % 4)[:, :, None], axis=2)[:, :, 0].T
-    return bases, _most_until_next(chosen, bases > 0)
+    # By the base that left, the base that comes, read, and the bases between: what a frame adds up lies apart, in rows.
+    moves = np.ascontiguousarray(scores.reshape(frames, batch, size // 16, 4, 4).transpose(0, 4, 3, 1, 2))
+    bases, newest = _best_path(moves, np.float32(stay))
+    sure = np.take_along_axis(_newest_base(moves, np.float32(stay)), newest[:, None], axis=1)[:, 0].T
+    return bases, _most_until_next(sure, bases > 0)
 
 
-def _entering(values: Floats) -> Floats:
-    """Return, for each state, the values (batch, states) of the four states it may be entered from."""
-    batch, states = values.shape
-    by_predecessor = values.reshape(batch, 4, states // 4).transpose(0, 2, 1)  # batch, s // 4, j
-    return np.repeat(by_predecessor, 4, axis=1)
-
-
-def _leaving(values: Floats) -> Floats:
-    """Sum values (batch, states, 4), which belong to moves into states, over the moves out of each state."""
-    batch, states, _ = values.shape
-    by_source = values.reshape(batch, states // 4, 4, 4).sum(axis=2)  # batch, s // 4, j
-    return np.ascontiguousarray(by_source.transpose(0, 2, 1)).reshape(batch, states)
+def _by_oldest(states: Floats) -> Floats:
+    """Arrange states by their oldest base that were arranged by their newest one: (4, batch, rest) both."""
+    _, batch, rest = states.shape
+    return np.ascontiguousarray(states.transpose(1, 2, 0)).reshape(batch, 4, rest).transpose(1, 0, 2)
 
 
 def _best_path(moves: Floats, stay: np.float32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Viterbi: bases (batch, frames), and the path's state after each frame (frames, batch)."""
-    frames, batch, states, _ = moves.shape
-    best = np.zeros((batch, states), np.float32)
-    came = np.empty((frames, batch, states), np.int8)
+    """Viterbi: bases (batch, frames), and the newest base of the path's state after each frame (frames, batch)."""
+    frames, _, _, batch, rest = moves.shape
+    best = np.zeros((4, batch, rest), np.float32)
+    before = np.empty((frames, 4, batch, rest), np.float32)
     for t in range(frames):
-        candidates = _entering(best) + moves[t]
-        from_ = candidates.argmax(axis=2)
-        moved = np.take_along_axis(candidates, from_[:, :, None], axis=2)[:, :, 0]
-        stayed = best + stay
-        came[t] = np.where(moved > stayed, from_, -1)
-        best = np.maximum(moved, stayed)
+        before[t] = best
+        moved = (_by_oldest(best)[:, None] + moves[t]).max(axis=0)
+        best = np.maximum(moved, best + stay)
         if t % RESCALE == 0:
-            best -= best.max(axis=1, keepdims=True)
-    state = best.argmax(axis=1)
-    rows = np.arange(batch)
+            best -= best.max(axis=(0, 2))[:, None]
+    # Where the path came from is worked out again for the states on it alone.
+    rows, left = np.arange(batch), np.arange(4)[:, None]
+    state = best.transpose(1, 2, 0).reshape(batch, 4 * rest).argmax(axis=1)
     bases = np.zeros((batch, frames), np.uint8)
-    visited = np.empty((frames, batch), np.int64)
+    newest = np.empty((frames, batch), np.int64)
     for t in range(frames - 1, -1, -1):
-        visited[t] = state
-        j = came[t, rows, state].astype(np.int64)
-        moved_here = j >= 0
-        bases[:, t] = np.where(moved_here, state % 4 + 1, 0)
-        state = np.where(moved_here, j * (states // 4) + state // 4, state)
-    return bases, visited
+        middle, newest[t] = state // 4, state % 4
+        sources = left * rest + middle
+        candidates = before[t, sources % 4, rows, sources // 4] + moves[t, left, newest[t], rows, middle]
+        base_left = candidates.argmax(axis=0)
+        moved_here = candidates[base_left, rows] > before[t, newest[t], rows, middle] + stay
+        bases[:, t] = np.where(moved_here, newest[t] + 1, 0)
+        state = np.where(moved_here, base_left * rest + middle, state)
+    return bases, newest
 
 
 def _newest_base(moves: Floats, stay: np.float32) -> Floats:
-    """Forward-backward: probability of each newest base after each frame, shape (frames, batch, 4)."""
-    frames, batch, states, _ = moves.shape
-    top = np.maximum(moves.max(axis=(2, 3)), stay)[:, :, None]
+    """Forward-backward: probability of each newest base after each frame, (frames, 4, batch). Overwrites moves."""
+    frames, _, _, batch, rest = moves.shape
+    top = np.maximum(moves.max(axis=(1, 2, 4)), stay)[:, :, None]
     stays = np.exp(stay - top)
-    forward = np.empty((frames, batch, states), np.float32)
-    alpha = np.full((batch, states), 1.0 / states, np.float32)
+    moves -= top[:, None, None]
+    np.exp(moves, out=moves)
+    forward = np.empty((frames, 4, batch, rest), np.float32)
+    alpha = np.full((4, batch, rest), 1.0 / (4 * rest), np.float32)
     for t in range(frames):
-        alpha = alpha * stays[t] + (_entering(alpha) * np.exp(moves[t] - top[t, :, :, None])).sum(axis=2)
-        alpha /= alpha.sum(axis=1, keepdims=True)
+        alpha = alpha * stays[t] + (_by_oldest(alpha)[:, None] * moves[t]).sum(axis=0)
+        alpha /= alpha.sum(axis=(0, 2))[:, None]
         forward[t] = alpha
-    newest = np.empty((frames, batch, 4), np.float32)
-    beta = np.full((batch, states), 1.0 / states, np.float32)
+    newest = np.empty((frames, 4, batch), np.float32)
+    beta = np.full((4, batch, rest), 1.0 / (4 * rest), np.float32)
     for t in range(frames - 1, -1, -1):
-        shares = (forward[t] * beta).reshape(batch, states // 4, 4).sum(axis=1)
-        newest[t] = shares / shares.sum(axis=1, keepdims=True)
-        beta = beta * stays[t] + _leaving(beta[:, :, None] * np.exp(moves[t] - top[t, :, :, None]))
-        beta /= beta.sum(axis=1, keepdims=True)
+        newest[t] = (forward[t] * beta).sum(axis=2)
+        leaving = (beta * moves[t]).sum(axis=1)
+        by_newest = leaving.transpose(1, 0, 2).reshape(batch, rest, 4).transpose(2, 0, 1)
+        beta = beta * stays[t] + by_newest
+        beta /= beta.sum(axis=(0, 2))[:, None]
+    newest /= newest.sum(axis=1, keepdims=True)
     return newest
 
 

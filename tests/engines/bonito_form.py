@@ -13,39 +13,43 @@ from typing import Any
 import numpy as np
 
 FEATURES, STATE_LENGTH, STRIDE, STAY, SCALE = 8, 2, 5, 2.0, 5.0
-CONFIG = f"""
+CONFIG_FORM = """
 [model]
 package = "bonito.crf"
 [global_norm]
-state_len = {STATE_LENGTH}
+state_len = {state_length}
 [qscore]
 scale = 1.1
 bias = -0.5
 [encoder]
 activation = "swish"
 rnn_type = "lstm"
-features = {FEATURES}
-stride = {STRIDE}
+features = {features}
+stride = 5
 winlen = 19
-scale = {SCALE}
-blank_score = {STAY}
+scale = 5.0
+blank_score = 2.0
 """
+CONFIG = CONFIG_FORM.format(features=FEATURES, state_length=STATE_LENGTH)
 NAME = "dna_r10.4.1_e8.2_400bps_hac@v3.5.2"
 Arrays = dict[str, np.ndarray]
 
 
-def random_weights(seed: int = 1) -> Arrays:
-    """Make the weights of a small network: three convolutions, five LSTM layers, the CRF's linear layer."""
+def random_weights(seed: int = 1, features: int = FEATURES, state_length: int = STATE_LENGTH) -> Arrays:
+    """Make the weights of a network: three convolutions, five LSTM layers, the CRF's linear layer."""
     random = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, (inside, outside, width) in enumerate(((1, 4, 5), (4, 16, 5), (16, FEATURES, 19))):
+    for i, (inside, outside, width) in enumerate(((1, 4, 5), (4, 16, 5), (16, features, 19))):
         shapes |= {f"{i}.conv.weight": (outside, inside, width), f"{i}.conv.bias": (outside,)}
     for i in range(4, 9):
         for way in ("ih", "hh"):
-            shapes |= {f"{i}.rnn.weight_{way}_l0": (4 * FEATURES, FEATURES), f"{i}.rnn.bias_{way}_l0": (4 * FEATURES,)}
-    size = 4 ** (STATE_LENGTH + 1)
-    shapes |= {"9.linear.weight": (size, FEATURES), "9.linear.bias": (size,)}
-    return {name: random.normal(0, 0.6, shape).astype(np.float32) for name, shape in shapes.items()}
+            shapes |= {f"{i}.rnn.weight_{way}_l0": (4 * features, features), f"{i}.rnn.bias_{way}_l0": (4 * features,)}
+    size = 4 ** (state_length + 1)
+    shapes |= {"9.linear.weight": (size, features), "9.linear.bias": (size,)}
+    return {
+        name: random.normal(0, 0.6 * (FEATURES / features) ** 0.5, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def write_model(folder: Path, weights: Arrays, *, form: str, config: str = CONFIG) -> Path:
