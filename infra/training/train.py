@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sq_f5c's reads, calls and moves")
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
-    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=14_500)
     parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
-    parser.add_argument("--descent", type=int, default=13_000, help="steps of falling learning rate at the end")
-    parser.add_argument("--ramp", type=int, default=12_000, help="steps until all is at full difficulty")
+    parser.add_argument("--descent", type=int, default=10_500, help="steps of falling learning rate at the end")
+    parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
     parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=8e-3)
@@ -90,6 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     library()  # compiled once, not by each process
+    # Else glibc gives memory back to the system after every step, and a seventh of the time goes into getting it again.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
     with tempfile.TemporaryDirectory() as meeting:
         torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes)
 

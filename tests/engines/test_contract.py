@@ -39,8 +39,8 @@ def _scrappie() -> Engine:
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "cpu": lambda: CpuEngine(find_model("minnow-v1"), moves=True),
-    "cpu, 2 threads": lambda: CpuEngine(find_model("minnow-v1"), threads=2, moves=True),
+    "cpu": lambda: CpuEngine(find_model(None), moves=True),
+    "cpu, 2 threads": lambda: CpuEngine(find_model(None), threads=2, moves=True),
     "cpu, model directory": _model_directory,
     "scrappie": _scrappie,
     "null": NullEngine,

@@ -28,7 +28,7 @@ HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0
 
 @pytest.fixture(scope="module")
 def engine() -> CpuEngine:
-    return CpuEngine(find_model("minnow-v1"), moves=True)
+    return CpuEngine(find_model(None), moves=True)
 
 
 def call(engine: CpuEngine, given: Read) -> Outcome:
@@ -69,7 +69,7 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
 
 
 def test_a_base_across_a_seam_is_one_base() -> None:
-    read, model = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model("minnow-v1")
+    read, model = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model(None)
     calling = _Calling(read, model, open_network(model, threads=1, int8=False), moves=True)
     chunks = list(calling.chunks())
     assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK]
@@ -84,12 +84,27 @@ def test_a_base_across_a_seam_is_one_base() -> None:
     assert np.flatnonzero(made.moves).tolist() == [seam]
 
 
-def test_a_dead_tail_does_not_change_the_scaling(engine: CpuEngine) -> None:
-    alive = squiggle(20_000)
-    dead = replace(alive, signal=np.concatenate((alive.signal, signal(0))))
-    ours, theirs = call(engine, alive).calls[0], call(engine, dead).calls[0]
-    assert theirs.scaling_midpoint == pytest.approx(ours.scaling_midpoint)
-    assert theirs.scaling_dispersion == pytest.approx(ours.scaling_dispersion)
+@pytest.mark.parametrize("adc", [pytest.param(0, id="dead"), pytest.param(1500, id="open pore")])
+def test_stretches_without_a_strand_change_no_scaling_and_have_no_bases(engine: CpuEngine, adc: int) -> None:
+    run = run_info(sample_rate=4000)
+    alive = squiggle(20_000, run=run)
+    empty = replace(alive, signal=np.concatenate((alive.signal, signal(adc), alive.signal[:5000], signal(adc, 3050))))
+    ours, theirs = call(engine, alive).calls[0], call(engine, empty).calls[0]
+    assert theirs.scaling_midpoint == pytest.approx(ours.scaling_midpoint, rel=0.01)
+    assert theirs.scaling_dispersion == pytest.approx(ours.scaling_dispersion, rel=0.01)
+    assert theirs.moves is not None
+    per_block = theirs.moves[: 48_000 // 3].reshape(-1, 1000).sum(axis=1)  # 3000 samples each
+    assert all(per_block[[0, 1, 2, 3, 4, 5, 14]] > 20)
+    assert not per_block[[7, 8, 9, 10, 11, 12, 15]].any()
+
+
+def test_a_strand_that_is_out_of_range_for_a_moment_is_called(engine: CpuEngine) -> None:
+    alive = squiggle(20_000, run=run_info(sample_rate=4000))
+    spiked = alive.signal.copy()
+    spiked[4000::500] = 0
+    moves = call(engine, replace(alive, signal=spiked)).calls[0].moves
+    assert moves is not None
+    assert all(moves[:6600].reshape(-1, 100).sum(axis=1) > 0)
 
 
 def test_a_long_read(engine: CpuEngine) -> None:
@@ -179,22 +194,22 @@ def test_identity_at_5_khz(engine: CpuEngine) -> None:
 
 
 def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="minnow-v1"):
+    with pytest.raises(SettingsError, match="minnow-v2"):
         find_model("halibut")
     with pytest.raises(SettingsError, match=r"no folder with one \*\.toml"):
         find_model(str(tmp_path))
 
 
 def test_model_by_folder_and_by_file(tmp_path: Path) -> None:
-    bundled = find_model("minnow-v1")
-    for name in ("minnow-v1.toml", "minnow-v1.onnx"):
+    bundled = find_model(None)
+    for name in ("minnow-v2.toml", "minnow-v2.onnx"):
         (tmp_path / name).write_bytes((bundled.weights.parent / name).read_bytes())
     assert find_model(str(tmp_path)).digest == bundled.digest
-    assert find_model(str(tmp_path / "minnow-v1.toml")).weights == tmp_path / "minnow-v1.onnx"
+    assert find_model(str(tmp_path / "minnow-v2.toml")).weights == tmp_path / "minnow-v2.onnx"
 
 
 def test_broken_weights(tmp_path: Path) -> None:
     weights = tmp_path / "broken.onnx"
     weights.write_bytes(b"not a network")
     with pytest.raises(EngineError, match=r"broken\.onnx"):
-        CpuEngine(replace(find_model("minnow-v1"), weights=weights))
+        CpuEngine(replace(find_model(None), weights=weights))

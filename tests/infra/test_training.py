@@ -10,7 +10,16 @@ import pytest
 from infra.training import squiggles
 from infra.training.native import library, pointer
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
-from infra.training.squiggles import FRAMES, SAMPLES, STRIDE, Simulator, made_up_genome, noise_of, plain_dwells
+from infra.training.squiggles import (
+    FRAMES,
+    SAMPLES,
+    STRIDE,
+    Simulator,
+    made_up_genome,
+    noise_of,
+    other_state,
+    plain_dwells,
+)
 from tests.data import program
 
 TABLE = np.random.default_rng(9).standard_normal(4**KMER).astype(np.float32)
@@ -127,6 +136,20 @@ def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("".join(map(str, label)) in own for label in chunks.labels)
     assert all(len(label) <= FRAMES for label in chunks.labels)
     assert STRIDE * FRAMES == SAMPLES
+
+
+def test_the_other_state_is_what_some_windows_have_in_common() -> None:
+    rng = np.random.default_rng(5)
+    bases = rng.integers(0, 4, 9008).astype(np.int8)
+    off = np.where(bases[5:-3] > 1, 0.2, -0.2)  # of event i, by base 5 of its 9-mer
+    off[:4500] = 0
+    residuals = np.repeat(0.75 * off, 10) + rng.normal(0, 0.02, 90_000)
+    read = SegmentedRead(bases, np.arange(0, 90_001, 10), residuals.astype(np.float32), 0.0, 0.75)
+    found = other_state([read], TABLE)
+    expected = np.where(np.arange(4**KMER) // 4**3 % 4 > 1, 0.2, -0.2)
+    assert np.abs(found - expected).max() < 0.02
+    usual = SegmentedRead(bases[:4508], read.starts[:4501], residuals[:45_000].astype(np.float32), 0.0, 0.75)
+    assert not other_state([usual], TABLE).any()
 
 
 def test_the_same_seed_draws_the_same() -> None:
