@@ -141,12 +141,12 @@ def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_other_state_is_what_some_windows_have_in_common() -> None:
     rng = np.random.default_rng(5)
     bases = rng.integers(0, 4, 9008).astype(np.int8)
-    off = np.where(bases[5:-3] > 1, 0.2, -0.2)  # of event i, by base 5 of its 9-mer
+    off = 0.2 * bases[5:-3] - 0.3  # of event i, by base 5 of its 9-mer
     off[:4500] = 0
     residuals = np.repeat(0.75 * off, 10) + rng.normal(0, 0.02, 90_000)
     read = SegmentedRead(bases, np.arange(0, 90_001, 10), residuals.astype(np.float32), 0.0, 0.75)
     found = other_state([read], TABLE)
-    expected = np.where(np.arange(4**KMER) // 4**3 % 4 > 1, 0.2, -0.2)
+    expected = 0.2 * (np.arange(4**KMER) // 4**3 % 4) - 0.3
     assert np.abs(found - expected).max() < 0.02
     usual = SegmentedRead(bases[:4508], read.starts[:4501], residuals[:45_000].astype(np.float32), 0.0, 0.75)
     assert not other_state([usual], TABLE).any()
