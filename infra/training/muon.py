@@ -1,7 +1,7 @@
 """Muon: momentum whose every step is brought near an orthogonal matrix (Keller Jordan and others, 2024).
 
-From 16 M samples it learns what AdamW learns from three times as many. torch's own computes in bfloat16, which takes
-CPUs without it longer than the network itself.
+It learns faster here than AdamW does (README.md). torch's own computes in bfloat16, which takes CPUs without it longer
+than the network itself.
 """
 
 from __future__ import annotations

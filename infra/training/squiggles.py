@@ -21,10 +21,8 @@ from infra.training.reads import KMER, NEWEST, Floats, SegmentedRead, kmers_of
 
 #: Of the 9-mer's bases those that the auxiliary loss asks for: the first, and how many.
 FIRST_AUX, AUX = 2, 7
-#: Samples per chunk, of CTC frames per chunk, and samples per frame.
+#: Samples per chunk unless told otherwise, and per CTC frame.
 SAMPLES, STRIDE = 2004, 3
-FRAMES = SAMPLES // STRIDE
-_FRAME_MIDDLES = np.arange(FRAMES) * STRIDE + STRIDE // 2
 #: Levels of neighbours this far apart, in the table's units, leave no doubt where an event begins and ends.
 PLAIN = 0.8
 #: Events of fewer samples tell little of offset and noise; those further off, scaled units, were misaligned.
@@ -47,8 +45,8 @@ _ORDER = 5
 class Chunks:
     """A batch for the network.
 
-    `signal` is float32 of shape (chunks, SAMPLES), scaled as tasks/engines/cpu.py scales it; `labels` one int32 array
-    per chunk, 1 to 4 for ACGT; `context` int64 of shape (chunks, FRAMES, AUX), 0 to 3.
+    `signal` is float32 of shape (chunks, samples), scaled as tasks/engines/cpu.py scales it; `labels` one int32 array
+    per chunk, 1 to 4 for ACGT; `context` int64 of shape (chunks, samples / STRIDE, AUX), 0 to 3.
     """
 
     signal: Floats
@@ -59,9 +57,12 @@ class Chunks:
 class Simulator:
     """Draws chunks of any difficulty from segmented reads and a level table."""
 
-    def __init__(self, reads: Sequence[SegmentedRead], table: Floats, *, kept: float, seed: int) -> None:
-        """Set what chunks are made of; `kept` is the share of them that keep their own sequence."""
-        self._reads = [read for read in reads if len(read.residuals) > 3 * SAMPLES]
+    def __init__(
+        self, reads: Sequence[SegmentedRead], table: Floats, *, kept: float, seed: int, samples: int = SAMPLES
+    ) -> None:
+        """Set what chunks are made of, `samples` each; `kept` is the share of them that keep their own sequence."""
+        self._samples = samples
+        self._reads = [read for read in reads if len(read.residuals) > 3 * samples]
         self._weights = np.array([len(read.residuals) for read in self._reads], float)
         self._weights /= self._weights.sum()
         self._dwells = np.concatenate([plain_dwells(read, table) for read in self._reads])
@@ -72,8 +73,9 @@ class Simulator:
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
-        signal = np.empty((chunks, SAMPLES), np.float32)
-        context = np.empty((chunks, FRAMES, AUX), np.int64)
+        frames = self._samples // STRIDE
+        signal = np.empty((chunks, self._samples), np.float32)
+        context = np.empty((chunks, frames, AUX), np.int64)
         labels = []
         for i in range(chunks):
             signal[i], label, context[i] = self._chunk(*rng.uniform(*difficulty, 2), rng)
@@ -86,9 +88,10 @@ class Simulator:
         number = int(rng.choice(len(self._reads), p=self._weights))
         draw = self._keep if rng.random() < self._kept else self._make
         signal, bases, event = draw(number, 10 * np.exp(uneven * rng.normal(0, 0.12)), uneven, noisy, rng)
-        signal += noisy * rng.uniform(0, 0.05) * rng.standard_normal(SAMPLES)
+        signal += noisy * rng.uniform(0, 0.05) * rng.standard_normal(self._samples)
         signal = signal * (1 + noisy * rng.normal(0, 0.04)) + noisy * rng.normal(0, 0.05)
-        context = bases[event[_FRAME_MIDDLES][:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
+        middles = np.arange(self._samples // STRIDE) * STRIDE + STRIDE // 2
+        context = bases[event[middles][:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
         label = (bases[NEWEST + 1 : NEWEST + event[-1] + 1] + 1).astype(np.int32)
         return np.clip(signal, -4, 4).astype(np.float32), label, context
 
@@ -97,7 +100,7 @@ class Simulator:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """Make signal of a new sequence; return it, the bases, and of each sample the event."""
         read, (offsets, noise) = self._reads[number], self._noises[number]
-        count = SAMPLES // 2
+        count = self._samples // 2
         dwell = mean * rng.choice(self._dwells, count) ** uneven * rng.lognormal(0, 0.1 * uneven, count)
         borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
         bases = self._sequence(count + KMER - 1, rng)
@@ -106,11 +109,11 @@ class Simulator:
         level = read.offset + read.gain * table[kmers_of(bases)] + strength * rng.choice(offsets, count)
         # Each sample is the average current of its time, whatever changes within it.
         charge = np.concatenate(([0.0], np.cumsum(level * dwell)))
-        signal = np.diff(np.interp(np.arange(-1, SAMPLES + 2), borders, charge))
+        signal = np.diff(np.interp(np.arange(-1, self._samples + 2), borders, charge))
         signal = np.convolve(signal, RESPONSE, "valid")
         start = int(rng.integers(0, len(noise)))
-        signal += strength * np.take(noise, np.arange(start, start + SAMPLES), mode="wrap")
-        return signal, bases, np.searchsorted(borders, np.arange(SAMPLES), "right") - 1
+        signal += strength * np.take(noise, np.arange(start, start + self._samples), mode="wrap")
+        return signal, bases, np.searchsorted(borders, np.arange(self._samples), "right") - 1
 
     def _keep(
         self, number: int, mean: float, uneven: float, noisy: float, rng: np.random.Generator
@@ -120,14 +123,14 @@ class Simulator:
         events = len(read.starts) - 1
         while True:
             first = int(rng.integers(0, events - 20))
-            old = read.starts[first : first + SAMPLES // 2 + 1]
+            old = read.starts[first : first + self._samples // 2 + 1]
             lasted = np.diff(old)
             dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(lasted))
             borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-            if borders[-1] > SAMPLES:
+            if borders[-1] > self._samples:
                 break
         bases = mutated(read.bases[first : first + len(lasted) + KMER - 1], rng)
-        places = np.arange(SAMPLES)
+        places = np.arange(self._samples)
         event = np.searchsorted(borders, places, "right") - 1
         source = np.interp(places, borders, old).astype(np.int64)
         level = read.offset + read.gain * self._tables[0][kmers_of(bases)]

@@ -77,11 +77,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sq_f5c's reads, calls and moves")
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
-    parser.add_argument("--steps", type=int, default=14_500)
+    parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
     parser.add_argument("--descent", type=int, default=10_500, help="steps of falling learning rate at the end")
     parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="per chunk")
     parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
@@ -107,7 +108,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     validation = [read for read in reads if read.read_id.startswith(VALIDATION)]
     table = level_table(options.table)
     seen = [segmented(read, table) for read in reads if not read.read_id.startswith(HELD_OUT + VALIDATION)]
-    simulator = Simulator(seen, table, kept=options.kept, seed=options.seed)
+    simulator = Simulator(seen, table, kept=options.kept, seed=options.seed, samples=options.samples)
     network = Network(options.width, options.layers)
     optimisers = optimisers_of(network)
     checkpoint = options.out / "checkpoint.pt"
@@ -141,7 +142,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
         if rank == 0 and (done % CHECKPOINT == 0 or done == stop):
             point = {
                 "step": done,
-                "samples": done * options.batch * options.processes * SAMPLES,
+                "samples": done * options.batch * options.processes * options.samples,
                 "difficulty": [round(end, 3) for end in difficulty(step, options)],
                 "rate": rate,
                 "ctc": round(float(np.mean([x for x, _ in losses])), 4),

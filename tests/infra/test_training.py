@@ -11,7 +11,6 @@ from infra.training import squiggles
 from infra.training.native import library, pointer
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
 from infra.training.squiggles import (
-    FRAMES,
     SAMPLES,
     STRIDE,
     Simulator,
@@ -134,8 +133,7 @@ def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = drawing.draw(4, (1.0, 1.0), np.random.default_rng(2))
     own = "".join(map(str, read.bases + 1))
     assert all("".join(map(str, label)) in own for label in chunks.labels)
-    assert all(len(label) <= FRAMES for label in chunks.labels)
-    assert STRIDE * FRAMES == SAMPLES
+    assert all(len(label) <= SAMPLES // STRIDE for label in chunks.labels)
 
 
 def test_the_other_state_is_what_some_windows_have_in_common() -> None:
