@@ -21,18 +21,21 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Take a step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonal(parameter.grad.lerp(momentum, group["momentum"]))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    self._step(parameter, group)
+
+    def _step(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonal(torch.lerp(gradient, momentum, group["momentum"]))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,8 @@ class Simulator:
         context = np.empty((chunks, frames, AUX), np.int64)
         labels = []
         for i in range(chunks):
-            signal[i], label, context[i] = self._chunk(*rng.uniform(*difficulty, 2), rng)
+            uneven, noisy = rng.uniform(*difficulty, 2)
+            signal[i], label, context[i] = self._chunk(uneven, noisy, rng)
             labels.append(label)
         return Chunks(signal, labels, context)
 
@@ -219,7 +220,7 @@ def made_up_genome(
     counts = np.ones((4**_ORDER, 4))
     for one in sequences:
         for strand in (one, 3 - one[::-1]):
-            state = np.zeros(len(strand) - _ORDER, np.int64)
+            state: npt.NDArray[np.int64] = np.zeros(len(strand) - _ORDER, np.int64)
             for j in range(_ORDER):
                 state = state * 4 + strand[j : j + len(state)]
             np.add.at(counts, (state, strand[_ORDER:]), 1)

@@ -156,11 +156,12 @@ class _Calling:
     def in_pore(self, chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return of each block of a chunk whether a strand was in the pore: reads have dead tails, and open pore."""
         whole = len(chunk) // BLOCK * BLOCK
-        levels = np.median(chunk[:whole].reshape(-1, BLOCK), axis=1)
+        levels: npt.NDArray[np.float32] = np.median(chunk[:whole].reshape(-1, BLOCK), axis=1)
         if whole < len(chunk):
             levels = np.append(levels, np.median(chunk[-BLOCK:]))
         low, high = ((limit - self._middle) / self._spread for limit in IN_PORE)
-        return (levels > max(low, -CLIP)) & (levels < min(high, CLIP))
+        inside: npt.NDArray[np.bool_] = (levels > max(low, -CLIP)) & (levels < min(high, CLIP))
+        return inside
 
     def outcome(self) -> Outcome:
         """Decode what came back."""
