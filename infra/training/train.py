@@ -112,13 +112,13 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     network = Network(options.width, options.layers)
     optimisers = optimisers_of(network)
     checkpoint = options.out / "checkpoint.pt"
-    start = 0
+    start = samples = 0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(kept["network"])
         for optimiser, state in zip(optimisers, kept["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        start = kept["step"]
+        start, samples = kept["step"], kept["samples"]
 
     losses: list[tuple[float, float]] = []
     stop = options.until or options.steps
@@ -138,11 +138,11 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
                 group["lr"] = rate
             optimiser.step()
         losses.append((float(loss.detach()), float(asked.detach())))
-        done = step + 1
+        done, samples = step + 1, samples + options.batch * options.processes * options.samples
         if rank == 0 and (done % CHECKPOINT == 0 or done == stop):
             point = {
                 "step": done,
-                "samples": done * options.batch * options.processes * options.samples,
+                "samples": samples,
                 "difficulty": [round(end, 3) for end in difficulty(step, options)],
                 "rate": rate,
                 "ctc": round(float(np.mean([x for x, _ in losses])), 4),
@@ -152,7 +152,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
             losses.clear()
             with (options.out / "curve.jsonl").open("a") as curve:
                 curve.write(json.dumps(point) + "\n")
-            _save(checkpoint, network, optimisers, done)
+            _save(checkpoint, network, optimisers, done, samples)
 
 
 def optimisers_of(network: Network) -> list[torch.optim.Optimizer]:
@@ -175,12 +175,13 @@ def _share_gradients(network: Network) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _save(path: Path, network: Network, optimisers: list[torch.optim.Optimizer], step: int) -> None:
+def _save(path: Path, network: Network, optimisers: list[torch.optim.Optimizer], step: int, samples: int) -> None:
     """Write a checkpoint so that a kill leaves the old one or the new one."""
     state = {
         "network": network.state_dict(),
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "step": step,
+        "samples": samples,
         "settings": network.settings,
     }
     torch.save(state, path.with_suffix(".new"))
