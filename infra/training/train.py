@@ -78,7 +78,6 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
     parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--until", type=int, help="stop at this step, as if --steps were to come; default: --steps")
     parser.add_argument("--descent", type=int, default=10_500, help="steps of falling learning rate at the end")
     parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
@@ -121,8 +120,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
         start, samples = kept["step"], kept["samples"]
 
     losses: list[tuple[float, float]] = []
-    stop = options.until or options.steps
-    for step in range(start, stop):
+    for step in range(start, options.steps):
         rng = np.random.default_rng((options.seed, step, rank))
         chunks = simulator.draw(options.batch, difficulty(step, options), rng)
         logits, context = network(torch.from_numpy(chunks.signal[:, None]))
@@ -139,7 +137,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
             optimiser.step()
         losses.append((float(loss.detach()), float(asked.detach())))
         done, samples = step + 1, samples + options.batch * options.processes * options.samples
-        if rank == 0 and (done % CHECKPOINT == 0 or done == stop):
+        if rank == 0 and (done % CHECKPOINT == 0 or done == options.steps):
             point = {
                 "step": done,
                 "samples": samples,

@@ -24,14 +24,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from infra.training.reads import HELD_OUT, VALIDATION
 from tasks.core.reads import Read
 from tasks.engines.catalogue import Model, find_model
 from tasks.engines.cpu import CpuEngine
 from tasks.formats.pod5 import read_rows, scan_pod5
 from tests.data import SHARED
 
-HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
-VALIDATION = ("64a25d50", "666dea1e")
 SETS = (
     ("sq_f5c, 4 kHz", "r10_4khz/sq_f5c_reads", HELD_OUT),
     ("slorado, 5 kHz", "r10_5khz/slorado_one_5khz", ("",)),
@@ -66,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     model = find_model(given.model)
     if given.calibrate:
-        print(f"qscore = {calibrated(model, int8=given.int8)}")
+        Console().print(f"qscore = {calibrated(model, int8=given.int8)}", markup=False)
         return
     engine = CpuEngine(model, int8=given.int8)
     table = Table(title=f"{model.name} {model.digest[:12]}{' int8' if given.int8 else ''}")

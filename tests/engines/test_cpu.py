@@ -9,6 +9,7 @@ import numpy as np
 import pod5
 import pytest
 
+from infra.training.reads import HELD_OUT
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
@@ -22,8 +23,6 @@ from tests.making import run_info
 
 #: Samples per chunk and of overlap of the bundled model.
 CHUNK, OVERLAP = 6000, 600
-#: Reads of the set that no training has seen, by the start of their ids.
-HELD_OUT = ("a2d0e216", "27a95eec", "98b72b64", "4a3e2e64", "021687eb", "6cdc3e0d")
 
 
 @pytest.fixture(scope="module")
