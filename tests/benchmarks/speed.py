@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import CpuEngine
-from tests.engines.bonito_form import CONFIG_FORM, random_weights, write_model
+from tests.engines.bonito_form import config_of, random_weights, write_model
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
@@ -45,8 +45,7 @@ def main() -> None:
     samples = int(parser.parse_args().samples)
     table = Table("model", "samples", "samples per CPU second", "peak memory, MB")
     with TemporaryDirectory() as folder:
-        config = CONFIG_FORM.format(features=384, state_length=4)
-        hac = str(write_model(Path(folder), random_weights(1, 384, 4), form="bonito", config=config))
+        hac = str(write_model(Path(folder), random_weights(1, 384, 4), form="bonito", config=config_of(384, 4)))
         for title, name, int8 in (
             ("bundled", None, False),
             ("hac's shape", hac, False),

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 FEATURES, STATE_LENGTH, STRIDE, STAY, SCALE = 8, 2, 5, 2.0, 5.0
-CONFIG_FORM = """
+NAME = "dna_r10.4.1_e8.2_400bps_hac@v3.5.2"
+Arrays = dict[str, np.ndarray]
+
+
+def config_of(features: int = FEATURES, state_length: int = STATE_LENGTH) -> str:
+    """Write the config.toml of a network."""
+    return f"""
 [model]
 package = "bonito.crf"
 [global_norm]
@@ -25,14 +31,14 @@ bias = -0.5
 activation = "swish"
 rnn_type = "lstm"
 features = {features}
-stride = 5
+stride = {STRIDE}
 winlen = 19
-scale = 5.0
-blank_score = 2.0
+scale = {SCALE}
+blank_score = {STAY}
 """
-CONFIG = CONFIG_FORM.format(features=FEATURES, state_length=STATE_LENGTH)
-NAME = "dna_r10.4.1_e8.2_400bps_hac@v3.5.2"
-Arrays = dict[str, np.ndarray]
+
+
+CONFIG = config_of()
 
 
 def random_weights(seed: int = 1, features: int = FEATURES, state_length: int = STATE_LENGTH) -> Arrays:
