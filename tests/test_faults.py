@@ -211,7 +211,7 @@ def test_however_the_flow_ends_the_same_command_goes_on(
     out = tmp_path / "out"
 
     def begin() -> subprocess.Popen[str]:
-        return run(data, out, site, rate=30_000)
+        return run(data, out, site, rate=15_000)  # work for four runs, however late their workers come
 
     killed = begin()
     at_work(killed, out)
@@ -238,7 +238,7 @@ def test_however_the_flow_ends_the_same_command_goes_on(
         assert "the same command goes on" in finished(stopped, 4)
         assert not jobs()
 
-    complete(begin(), data, out, undisturbed)
+    complete(run(data, out, site), data, out, undisturbed)
 
 
 def running(prefect_url: str) -> set[str]:
