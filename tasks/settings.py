@@ -93,8 +93,7 @@ class EngineSettings(BaseModel):
     int8: bool = Field(
         False,
         title="Calculate in 8 bits",
-        description="a model directory of ONT's on the cpu engine: twice as fast where the CPU has VNNI, half a "
-        "percent less accurate",
+        description="a model directory of ONT's on the cpu engine: twice as fast where the CPU has VNNI",
     )
     rate: float | None = Field(
         None, title="Rate of the null engine, samples/s", gt=0, description="none: it answers at once"

@@ -1,4 +1,4 @@
-"""Writes a trained network as the ONNX file that the product ships: `-m infra.training.export CHECKPOINT FILE`."""
+"""Writes a trained network as the int8 ONNX file that the product ships: `-m infra.training.export CHECKPOINT FILE`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+
+from tasks.engines.int8 import quantised
 
 
 def export(state: dict[str, Any], layers: int, blank: float) -> onnx.ModelProto:
@@ -23,7 +25,7 @@ def export(state: dict[str, Any], layers: int, blank: float) -> onnx.ModelProto:
     constants: list[Any] = []
 
     def constant(value: Any) -> str:
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), f"k{len(constants)}"))
+        constants.append(numpy_helper.from_array(np.asarray(value, order="C"), f"k{len(constants)}"))
         return str(constants[-1].name)
 
     def node(kind: str, *inputs: str, **attributes: Any) -> str:
@@ -70,9 +72,14 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("--blank", type=float, default=0.6, help="chosen on the validation reads")
+    parser.add_argument("--slim", type=Path, help="also write what a training can go on from, in half precision")
     given = parser.parse_args()
     kept = torch.load(given.checkpoint, weights_only=True)
-    onnx.save(export(kept["network"], kept["settings"]["layers"], given.blank), given.file)
+    model = export(kept["network"], kept["settings"]["layers"], given.blank)
+    given.file.write_bytes(quantised(model))
+    if given.slim:
+        half = {name: value.half() for name, value in kept["network"].items()}
+        torch.save({**kept, "network": half, "optimisers": []}, given.slim)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tasks.core.errors import SettingsError
+from tasks.engines.int8 import quantised
 from tasks.engines.torch_weights import Weights, read_weights
 from tasks.settings import read_toml
 
@@ -112,7 +113,7 @@ def build_network(folder: Path, *, int8: bool = False) -> bytes:
     """Build the ONNX graph of a model directory: `x` float32 (batch, 1, samples) to `y` (frames, batch, 4^(k+1)).
 
     Args:
-        int8: Quantise the weights of recurrent and linear layers, and what goes into them at run time.
+        int8: Quantise recurrent and linear layers (int8.py).
 
     Raises:
         SettingsError: weights are missing or of another shape than the configuration says, or onnx is not installed.
@@ -194,19 +195,7 @@ class _Builder:
         model = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)])
         model.ir_version = 8
         self._onnx.checker.check_model(model)
-        return self._quantised(model) if int8 else bytes(model.SerializeToString())
-
-    def _quantised(self, model: Any) -> bytes:
-        from tempfile import TemporaryDirectory
-
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        with TemporaryDirectory() as folder:
-            target = Path(folder, "int8.onnx")
-            quantize_dynamic(
-                model, target, weight_type=QuantType.QInt8, op_types_to_quantize=["LSTM", "MatMul"], per_channel=False
-            )
-            return target.read_bytes()
+        return quantised(model) if int8 else bytes(model.SerializeToString())
 
     def _convolution(self, x: str, layer: Layer) -> str:
         weight, bias = self._folded(layer)
@@ -282,7 +271,7 @@ class _Builder:
     def _constant(self, value: Any) -> str:
         self._named += 1
         name = f"k{self._named}"
-        self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self._constants.append(self._onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def _node(self, kind: str, inputs: list[str], **attributes: Any) -> str:

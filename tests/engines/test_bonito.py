@@ -90,6 +90,21 @@ def test_the_graph_computes_what_numpy_computes(config: str, tmp_path: Path) -> 
     assert np.abs(y - forward(weights, x)).max() < 1e-3
 
 
+@pytest.mark.parametrize("config", [CONFIG, SERIAL], ids=["older", "layer by layer"])
+def test_int8_is_near_and_does_not_depend_on_neighbours(config: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, random_weights(), form="bonito", config=config)
+    exact, small = (
+        onnxruntime.InferenceSession(bonito.build_network(folder, int8=int8), providers=["CPUExecutionProvider"])
+        for int8 in (False, True)
+    )
+    x = np.random.default_rng(2).normal(0, 1, (3, 1, 400)).astype(np.float32)
+    (y,), (near,) = exact.run(None, {"x": x}), small.run(None, {"x": x})
+    assert 0 < np.abs(near - y).mean() < 0.05 * np.abs(y).mean()
+    for scale in (0.1, 3):
+        (beside,) = small.run(None, {"x": x * np.float32([[[1]], [[scale]], [[0]]])})
+        assert np.array_equal(beside[:, 0], near[:, 0])
+
+
 def all_paths(scores: np.ndarray, stay: float) -> Iterator[tuple[float, list[int], list[int]]]:
     """Yield score, bases and states of every path through a short CRF, by the definition of its states."""
     frames, size = scores.shape

@@ -26,9 +26,10 @@ from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
 
-def _model_directory() -> Engine:
+def _model_directory(*, int8: bool = False) -> Engine:
     with TemporaryDirectory() as folder:
-        return CpuEngine(find_model(str(write_model(Path(folder), random_weights(), form="dorado"))), moves=True)
+        model = find_model(str(write_model(Path(folder), random_weights(), form="dorado")))
+        return CpuEngine(model, moves=True, int8=int8)
 
 
 def _scrappie() -> Engine:
@@ -42,6 +43,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "cpu": lambda: CpuEngine(find_model(None), moves=True),
     "cpu, 2 threads": lambda: CpuEngine(find_model(None), threads=2, moves=True),
     "cpu, model directory": _model_directory,
+    "cpu, model directory, int8": lambda: _model_directory(int8=True),
     "scrappie": _scrappie,
     "null": NullEngine,
     "null at a rate": lambda: NullEngine(5e7, in_flight_samples=1_000_000),
