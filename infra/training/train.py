@@ -116,6 +116,8 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     start = samples = 0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
+        if kept["step"] >= options.steps:
+            return
         network.load_state_dict(widened(kept["network"], network))
         if kept["settings"] == network.settings:
             for optimiser, state in zip(optimisers, kept["optimisers"], strict=False):  # none in one that was exported

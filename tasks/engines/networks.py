@@ -48,7 +48,7 @@ def open_network(model: Model, *, threads: int, int8: bool) -> Network:
 class _Ctc:
     """A network with CTC output, decoded by beam search: 1 % more identity than by the best symbol of each frame."""
 
-    chunk, overlap, together = 6000, 600, 4
+    chunk, overlap, together = 6000, 300, 4
     #: Prefixes kept, and the probability below which a symbol is not followed.
     beam, cut = 5, 0.01
 
@@ -78,7 +78,7 @@ class _Ctc:
 class _Crf:
     """An LSTM-CRF of ONT's, decoded exactly."""
 
-    chunk, overlap, together = 4000, 500, 16
+    chunk, overlap, together = 8000, 500, 8
 
     def __init__(self, model: Model, threads: int, *, int8: bool) -> None:
         try:
