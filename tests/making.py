@@ -47,7 +47,7 @@ def read(samples: int = 5000, *, number: int = 1, position: int = 0, **changes: 
         "read_id": str(uuid.UUID(int=number + (4 << 76) + (8 << 60))),
         "signal": signal,
         "calibration_offset": -10.0,
-        "calibration_scale": 0.15,
+        "calibration_scale": float(np.float32(0.15)),  # what POD5 can hold
         "run": run_info(),
         "channel": 17,
         "mux": 2,
