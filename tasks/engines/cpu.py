@@ -113,6 +113,11 @@ class _Calling:
         self._places: list[npt.NDArray[np.int64]] = []
         self._sure: list[npt.NDArray[np.float32]] = []
         self._frames = 0
+        #: The last frames of the last chunk, which the next one has too.
+        self._waiting: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] = (
+            np.zeros(0, np.uint8),
+            np.zeros(0, np.float32),
+        )
         self._left = 0
         self._whole = True
         self._early: Outcome | None = None
@@ -142,16 +147,21 @@ class _Calling:
             self._early, self._whole = _failed(error), True
 
     def take(self, bases: npt.NDArray[np.uint8], sure: npt.NDArray[np.float32]) -> None:
-        """Take a chunk's frames, in order; each seam lies in the middle of its overlap."""
+        """Take a chunk's frames, in order; the last ones wait for the next chunk, which overlaps them."""
         self._left -= 1
-        half = self._network.overlap // 2 // self._stride
-        lo = half if self._frames else 0
-        hi = len(bases) if self.finished else len(bases) - half
-        places = lo + np.flatnonzero(bases[lo:hi])
+        before, before_sure = self._waiting
+        cut = seam(before, bases)
+        self._keep(before[:cut], before_sure[:cut])
+        stop = len(bases) if self.finished else len(bases) - self._network.overlap // self._stride
+        self._keep(bases[cut:stop], sure[cut:stop])
+        self._waiting = bases[stop:], sure[stop:]
+
+    def _keep(self, bases: npt.NDArray[np.uint8], sure: npt.NDArray[np.float32]) -> None:
+        places = np.flatnonzero(bases)
         self._bases.append(bases[places])
-        self._places.append(places + (self._frames - lo))
+        self._places.append(places + self._frames)
         self._sure.append(sure[places])
-        self._frames += hi - lo
+        self._frames += len(bases)
 
     def in_pore(self, chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return of each block of a chunk whether a strand was in the pore: reads have dead tails, and open pore."""
@@ -243,6 +253,17 @@ class _Calling:
         moves = np.zeros(self.read.num_samples // self._stride, np.uint8)
         moves[(np.concatenate(self._places) * self._ratio).astype(np.int64)] = 1
         return moves
+
+
+def seam(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> int:
+    """Return how many of its last frames to take from a chunk, before the next one's that it overlaps with.
+
+    Both are surest in the middle. The cut comes after the base nearest to it that both have in the same frame:
+    elsewhere, a base that they have in different frames, to either side of the cut, would be lost or doubled.
+    """
+    middle = len(before) // 2
+    same = np.flatnonzero((before == after[: len(before)]) & (before > 0)) + 1
+    return int(same[np.abs(same - middle).argmin()]) if len(same) else middle
 
 
 def _failed(error: Exception) -> Outcome:

@@ -4,7 +4,8 @@
 
 Calls one simulated read of that length with the bundled model, and with random weights in the shape of ONT's hac models
 (LSTM-CRF of 384 features and 256 states, stride 5) at fp32 and int8. Peak memory is that of a process for each. int8 is
-fast on CPUs with VNNI; the last line says whether this is one. Accuracy is tests/benchmarks/accuracy.py's.
+fast on CPUs with VNNI; the last lines say whether this is one, and what its arithmetic allows at fp32. Accuracy is
+tests/benchmarks/accuracy.py's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +27,21 @@ from tasks.engines.cpu import CpuEngine
 from tests.engines.bonito_form import config_of, random_weights, write_model
 from tests.engines.squiggles import squiggle
 from tests.making import run_info
+
+#: Multiplications with an addition that a network of hac's shape needs per sample: LSTMs, linear layer and last
+#: convolution at every fifth sample, two small convolutions at each.
+HAC_PRODUCTS = (5 * 2 * 4 * 384**2 + 384 * 1024 + 384 * 16 * 19) / 5 + 16 * 4 * 5 + 4 * 5
+
+
+def matrix_products() -> float:
+    """Return multiplications with an addition per CPU second of one thread in large fp32 matrices, numpy's BLAS."""
+    matrix = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
+    best = np.inf
+    for _ in range(10):
+        began = time.process_time()
+        matrix @ matrix
+        best = min(best, time.process_time() - began)
+    return len(matrix) ** 3 / best
 
 
 def measure(name: str | None, samples: int, int8: bool) -> tuple[float, float]:
@@ -59,6 +76,12 @@ def main() -> None:
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         console.print(f"VNNI: {'yes' if 'vnni' in cpu.read_text() else 'no'}")
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        products = alone.submit(matrix_products).result()
+    console.print(
+        f"fp32 matrix products: {2 * products / 1e9:.0f} GFLOPS; all of it would give {products / HAC_PRODUCTS:,.0f} "
+        "samples of hac's shape per CPU second"
+    )
 
 
 if __name__ == "__main__":

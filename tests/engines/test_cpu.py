@@ -67,20 +67,22 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
         assert np.isfinite(made.mean_qscore)
 
 
-def test_a_base_across_a_seam_is_one_base() -> None:
+@pytest.mark.parametrize("frames_apart", [-1, 0, 1])
+def test_a_base_across_a_seam_is_one_base(frames_apart: int) -> None:
     read, model = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model(None)
     calling = _Calling(read, model, open_network(model, threads=1, int8=False), moves=True)
     chunks = list(calling.chunks())
     assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK]
-    seam = (CHUNK - OVERLAP // 2) // 3
-    for start in (0, CHUNK - OVERLAP):  # both chunks see the base that lies on the seam; one of them counts it
+    middle = (CHUNK - OVERLAP // 2) // 3
+    for number, start in enumerate((0, CHUNK - OVERLAP)):  # both chunks see both bases, the second one not alike
         frames = np.zeros(CHUNK // 3, np.uint8)
-        frames[seam - start // 3] = 1
+        frames[middle - 5 - start // 3] = 2
+        frames[middle - start // 3 - number * frames_apart] = 1
         calling.take(frames, np.full(CHUNK // 3, 0.9, np.float32))
     made = calling.outcome().calls[0]
-    assert made.sequence == b"A"
+    assert made.sequence == b"CA"
     assert made.moves is not None
-    assert np.flatnonzero(made.moves).tolist() == [seam]
+    assert np.flatnonzero(made.moves).tolist() == [middle - 5, middle - frames_apart]
 
 
 @pytest.mark.parametrize("adc", [pytest.param(0, id="dead"), pytest.param(1500, id="open pore")])
