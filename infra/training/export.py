@@ -1,4 +1,4 @@
-"""Writes a trained network as the int8 ONNX file that the product ships: `-m infra.training.export CHECKPOINT FILE`."""
+"""Writes trained networks as the int8 ONNX file that the product ships: `-m infra.training.export --help`."""
 
 from __future__ import annotations
 
@@ -66,15 +66,26 @@ def export(state: dict[str, Any], layers: int, blank: float) -> onnx.ModelProto:
     return model
 
 
+def mean(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of networks: better than each, where their trainings ended in one basin."""
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in states[-1].items()
+    }
+
+
 def main() -> None:
-    """Export a checkpoint."""
+    """Export checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="of one training: the mean of their weights is taken")
     parser.add_argument("file", type=Path)
     parser.add_argument("--blank", type=float, default=0.6, help="chosen on the validation reads")
     parser.add_argument("--slim", type=Path, help="also write what a training can go on from, in half precision")
     given = parser.parse_args()
-    kept = torch.load(given.checkpoint, weights_only=True)
+    loaded = [torch.load(checkpoint, weights_only=True) for checkpoint in given.checkpoints]
+    kept = {**loaded[-1], "network": mean([one["network"] for one in loaded])}
     model = export(kept["network"], kept["settings"]["layers"], given.blank)
     given.file.write_bytes(quantised(model))
     if given.slim:

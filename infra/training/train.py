@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="per chunk")
-    parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
+    parser.add_argument("--kept", type=float, default=0.15, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
