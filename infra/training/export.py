@@ -70,8 +70,6 @@ def mean(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the mean of networks: better than each, where their trainings ended in one basin."""
     return {
         name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point()
-        else value
         for name, value in states[-1].items()
     }
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome, mean_qscore
 from tasks.core.reads import Read
 from tasks.engines.catalogue import Model
-from tasks.engines.networks import Network, open_network
+from tasks.engines.networks import Calls, Network, open_network
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +114,7 @@ class _Calling:
         self._sure: list[npt.NDArray[np.float32]] = []
         self._frames = 0
         #: The last frames of the last chunk, which the next one has too.
-        self._waiting: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] = (
-            np.zeros(0, np.uint8),
-            np.zeros(0, np.float32),
-        )
+        self._waiting: Calls = np.zeros(0, np.uint8), np.zeros(0, np.float32)
         self._left = 0
         self._whole = True
         self._early: Outcome | None = None
