@@ -69,7 +69,7 @@ def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DE
         file.write(_text(me, 0))
         os.fsync(file.fileno())
         try:
-            _take(lock, mine, announce, dead_after)
+            _take(lock, mine, me, announce, dead_after)
         finally:
             mine.unlink()
         stop = threading.Event()
@@ -82,8 +82,7 @@ def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DE
             _ours.discard(lock)
             stop.set()
             renewing.join()
-            if (found := _read(lock)) and found[0] == me:
-                lock.unlink(missing_ok=True)
+            _give_up(lock, me)
 
 
 def held(lock: Path) -> bool:
@@ -91,7 +90,12 @@ def held(lock: Path) -> bool:
     return lock.absolute() in _ours or (_read(lock) is not None and _alive(lock, logger.info, DEAD_AFTER))
 
 
-def _take(lock: Path, mine: Path, announce: Callable[[str], None], dead_after: float) -> None:
+def _take(lock: Path, mine: Path, me: _Holder, announce: Callable[[str], None], dead_after: float) -> None:
+    """Make the file `mine` the lock, once there is none, or none but a dead holder's.
+
+    Several may find the same holder dead at once. Its lock is removed by whoever holds a lock on doing so, taken in the
+    same way: looking and removing are two steps, between which the lock could have become another's.
+    """
     while True:
         with suppress(FileExistsError):
             os.link(mine, lock)
@@ -104,22 +108,24 @@ def _take(lock: Path, mine: Path, announce: Callable[[str], None], dead_after: f
             raise SettingsError(
                 f"another shoal works on {lock.parent.parent} ({holder}); wait for it, or choose another folder"
             )
-        announce(f"{holder} held this run and is dead; taking over")
-        _take_away(lock, holder)
+        removal = lock.with_name(f".{lock.name.lstrip('.')}.{holder.token}")
+        _take(removal, mine, me, announce, dead_after)
+        try:
+            if _holds(lock, holder):
+                announce(f"{holder} held this run and is dead; taking over")
+                lock.unlink()
+        finally:
+            _give_up(removal, me)
 
 
-def _take_away(lock: Path, dead: _Holder) -> None:
-    """Remove a dead holder's lock; put it back when it turns out to be somebody else's, who was quicker."""
-    aside = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
-    try:
-        lock.rename(aside)
-    except FileNotFoundError:
-        return
-    moved = _read(aside)
-    if moved is not None and moved[0] != dead:
-        with suppress(FileExistsError):
-            os.link(aside, lock)
-    aside.unlink()
+def _holds(lock: Path, holder: _Holder) -> bool:
+    found = _read(lock)
+    return found is not None and found[0] == holder
+
+
+def _give_up(lock: Path, me: _Holder) -> None:
+    if _holds(lock, me):
+        lock.unlink(missing_ok=True)
 
 
 def _alive(lock: Path, announce: Callable[[str], None], dead_after: float) -> bool:
@@ -148,11 +154,11 @@ def _renew(lock: Path, me: _Holder, descriptor: int, stop: threading.Event) -> N
         try:
             os.pwrite(descriptor, _text(me, count), 0)
             os.fsync(descriptor)
-            found = _read(lock)
+            ours = _holds(lock, me)
         except OSError as error:
             logger.warning("the lock %s can't be renewed: %s", lock, error)
             continue
-        if found is None or found[0] != me:
+        if not ours:
             logger.error("another shoal took this run over, since we gave no sign of life: stopping")
             os.kill(os.getpid(), signal.SIGTERM)
             return
