@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pod5
 
 from infra.training.native import library, pointer
 
@@ -40,21 +39,32 @@ class CalledRead:
 class SegmentedRead:
     """The stretch of a read whose 9-mers are known, cut into their events.
 
-    Event i shows bases i to i + 8, lies in samples starts[i] to starts[i + 1] of `signal`, and differs by `residuals`
-    (one per sample, scaled units) from the table's level, `offset + gain * level`.
+    Event i shows bases i to i + 8, lies in samples starts[i] to starts[i + 1], and differs by `residuals` (one per
+    sample, scaled units) from `offset + gain * level[i]`.
     """
 
     bases: npt.NDArray[np.int8]
+    level: Floats
     starts: npt.NDArray[np.int64]
     residuals: Floats
     offset: float
     gain: float
 
+    @property
+    def dwells(self) -> npt.NDArray[np.int64]:
+        """How many samples each event lasts."""
+        return np.diff(self.starts)
 
-def level_table(path: Path) -> Floats:
-    """Read the levels of all 9-mers, in AAAAAAAAA order, standardised (uncalled4's .npz, current.mean)."""
+    @property
+    def offsets(self) -> npt.NDArray[np.float64]:
+        """How far each event's mean lies off its level, scaled units."""
+        return np.add.reduceat(self.residuals.astype(float), self.starts[:-1]) / self.dwells
+
+
+def level_table(path: Path) -> tuple[Floats, Floats]:
+    """Read the levels of all 9-mers, in AAAAAAAAA order, standardised, and how loud each is (uncalled4's .npz)."""
     with np.load(path) as table:
-        return np.asarray(table["current.mean"], np.float32)
+        return np.asarray(table["current.mean"], np.float32), np.asarray(table["current_sd.mean"], np.float32)
 
 
 def kmers_of(bases: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
@@ -76,6 +86,8 @@ def scaled(picoampere: Floats) -> Floats:
 
 def sq_f5c(folder: Path) -> list[CalledRead]:
     """Read sq_f5c (hiruna72/squigualiser, MIT): POD5, FASTQ of its calls, and their moves in PAF (tag ss)."""
+    import pod5  # here alone: a machine that trains need not have it
+
     lines = (folder / "sq_f5c_reads.truth.fastq").read_text().splitlines()
     calls = {lines[i][1:].split()[0]: lines[i + 1] for i in range(0, len(lines), 4)}
     moves = {}
@@ -97,15 +109,14 @@ def sq_f5c(folder: Path) -> list[CalledRead]:
     return reads
 
 
-def segmented(read: CalledRead, table: Floats, rounds: int = 3) -> SegmentedRead:
-    """Align a read's signal with the levels of its call, near where the moves put them.
+def segmented(read: CalledRead, level: Floats, rounds: int = 3) -> SegmentedRead:
+    """Align a read's signal with the levels of its call's 9-mers, near where the moves put them.
 
     The moves come in steps of several samples, and lag behind; levels and signal together tell borders to the sample.
 
     Raises:
         ValueError: the levels can't be brought into the signal; names the read.
     """
-    level = table[kmers_of(read.bases)]
     guess = read.arrivals[NEWEST : NEWEST + len(level)]
     first, last = int(guess[0]), int(read.arrivals[NEWEST + len(level)])
     guess, signal = guess - first, read.signal[first:last]
@@ -126,7 +137,7 @@ def segmented(read: CalledRead, table: Floats, rounds: int = 3) -> SegmentedRead
     offset, gain = _fit(read, signal, starts, level)
     borders = np.append(starts, len(signal)).astype(np.int64)
     residuals = signal - (offset + gain * np.repeat(level, np.diff(borders)))
-    return SegmentedRead(read.bases, borders, residuals.astype(np.float32), offset, gain)
+    return SegmentedRead(read.bases, level, borders, residuals.astype(np.float32), offset, gain)
 
 
 def _fit(read: CalledRead, signal: Floats, starts: npt.NDArray[np.int32], level: Floats) -> tuple[float, float]:

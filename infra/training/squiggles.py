@@ -2,8 +2,9 @@
 
 A few reads are all there is, and a network soon knows them by heart. Their time and noise, though, hardly depend on
 what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each event lasts, how far it lies
-off its level, and the noise within it. A chunk here draws each of the last three from real reads and puts levels of a
-new sequence under them. Some chunks are stretches of a read as it is, but for some bases.
+off its level, and the noise within it. A chunk here draws these from one state of one real read, the last two from an
+event of a 9-mer about as loud as the new one, and puts levels of a new sequence (levels.py) under them. A few chunks are stretches
+of a read as it is, but for some bases.
 
 Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
 level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infra.training.levels import FAR, WINDOW, Bools, Levels, good
 from infra.training.reads import KMER, NEWEST, Floats, SegmentedRead, kmers_of
 
 #: Of the 9-mer's bases those that the auxiliary loss asks for: the first, and how many.
@@ -25,18 +27,19 @@ FIRST_AUX, AUX = 2, 7
 SAMPLES, STRIDE = 2004, 3
 #: Levels of neighbours this far apart, in the table's units, leave no doubt where an event begins and ends.
 PLAIN = 0.8
-#: Events of fewer samples tell little of offset and noise; those further off, scaled units, were misaligned.
-LONG, FAR = 4, 0.4
+#: Of events in order of their loudness, how far from a new one's own rank the one may lie that it takes its noise from.
+ALIKE = 0.05
+#: Samples of an even base, and those beyond which an event is a stall, which says nothing of a read's speed.
+EVEN, STALL = 10.0, 60
 #: Impulse response of the amplifier's filter at 4 kHz, beside the averaging over a sample.
 RESPONSE = np.array([0.06, 0.88, 0.06])
 #: Noise and offsets are in part what alignment got wrong: with this share of them, differences between samples are
 #: distributed as in reads, and new sequences are as hard as reads.
 STRENGTH = 0.85
-#: Reads go over, for thousands of bases, into a state in which levels lie off the table's in another way: the events
-#: judged together, how far they then lie off (median, in the table's units), and the share of chunks in that state.
-WINDOW, OFF, OTHER_STATE = 300, 0.095, 0.15
+#: Share of chunks in the pore's other state.
+OTHER_STATE = 0.2
 #: Share of bases that change in a chunk that keeps its sequence, at most: else that is learnt by heart.
-MUTATIONS = 0.1
+MUTATIONS = 0.3
 #: Bases that a new base of a made-up genome depends on.
 _ORDER = 5
 
@@ -45,163 +48,196 @@ _ORDER = 5
 class Chunks:
     """A batch for the network.
 
-    `signal` is float32 of shape (chunks, samples), scaled as tasks/engines/cpu.py scales it; `labels` one int32 array
-    per chunk, 1 to 4 for ACGT; `context` int64 of shape (chunks, samples / STRIDE, AUX), 0 to 3.
+    `signal` is float32 of shape (chunks, samples), scaled as tasks/engines/cpu.py scales it; `labels` int8 of shape
+    (chunks, longest), 1 to 4 for ACGT, of which the first `lengths` count; `context` int8 of shape
+    (chunks, samples / STRIDE, AUX), 0 to 3.
     """
 
     signal: Floats
-    labels: list[npt.NDArray[np.int32]]
-    context: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int8]
+    lengths: npt.NDArray[np.int32]
+    context: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How one state of one read goes.
+
+    Its events, from the quietest 9-mer (`loudness`, by the table) to the loudest: how far off their levels they lie
+    (`offsets`, scaled units), and where the noise within them starts in `noise`. `speeds`: mean dwells of its windows.
+    """
+
+    read: SegmentedRead
+    state: int
+    events: int
+    loudness: Floats
+    offsets: Floats
+    starts: npt.NDArray[np.int64]
+    noise: Floats
+    speeds: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """New sequences, one after the other, and of each 9-mer its level in either state, (2, 9-mers), and loudness."""
+
+    bases: npt.NDArray[np.int8]
+    levels: Floats
+    loudness: Floats
 
 
 class Simulator:
-    """Draws chunks of any difficulty from segmented reads and a level table."""
+    """Draws chunks of any difficulty: new sequences in the manners of reads, and stretches of these."""
 
     def __init__(
-        self, reads: Sequence[SegmentedRead], table: Floats, *, kept: float, seed: int, samples: int = SAMPLES
+        self,
+        reads: Sequence[SegmentedRead],
+        states: Sequence[Bools],
+        sequences: Sequences,
+        levels: Levels,
+        *,
+        kept: float,
+        samples: int = SAMPLES,
     ) -> None:
         """Set what chunks are made of, `samples` each; `kept` is the share of them that keep their own sequence."""
-        self._samples = samples
+        self._samples, self._kept, self._table = samples, kept, levels.tables[0]
+        self._sequences = sequences
+        self._dwells = np.concatenate([plain_dwells(read) for read in reads])
+        self._manners = [
+            manner for pair in zip(reads, states, strict=True) for manner in manners_of(*pair, levels.loudness)
+        ]
+        self._shares = _shares([manner.state for manner in self._manners], [manner.events for manner in self._manners])
         self._reads = [read for read in reads if len(read.residuals) > 3 * samples]
-        self._weights = np.array([len(read.residuals) for read in self._reads], float)
-        self._weights /= self._weights.sum()
-        self._dwells = np.concatenate([plain_dwells(read, table) for read in self._reads])
-        self._noises = [noise_of(read) for read in self._reads]
-        self._tables = table, table + other_state(reads, table)
-        self._kept = kept
-        self._genome = made_up_genome([read.bases for read in reads], np.random.default_rng(seed))
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
         frames = self._samples // STRIDE
         signal = np.empty((chunks, self._samples), np.float32)
-        context = np.empty((chunks, frames, AUX), np.int64)
-        labels = []
+        context = np.empty((chunks, frames, AUX), np.int8)
+        labels = np.zeros((chunks, frames), np.int8)
+        lengths = np.empty(chunks, np.int32)
+        middles = np.arange(frames)[:, None] * STRIDE + STRIDE // 2
         for i in range(chunks):
             uneven, noisy = rng.uniform(*difficulty, 2)
-            signal[i], label, context[i] = self._chunk(uneven, noisy, rng)
-            labels.append(label)
-        return Chunks(signal, labels, context)
-
-    def _chunk(
-        self, uneven: float, noisy: float, rng: np.random.Generator
-    ) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        number = int(rng.choice(len(self._reads), p=self._weights))
-        draw = self._keep if rng.random() < self._kept else self._make
-        signal, bases, event = draw(number, 10 * np.exp(uneven * rng.normal(0, 0.12)), uneven, noisy, rng)
-        signal += noisy * rng.uniform(0, 0.05) * rng.standard_normal(self._samples)
-        signal = signal * (1 + noisy * rng.normal(0, 0.04)) + noisy * rng.normal(0, 0.05)
-        middles = np.arange(self._samples // STRIDE) * STRIDE + STRIDE // 2
-        context = bases[event[middles][:, None] + FIRST_AUX + np.arange(AUX)].astype(np.int64)
-        label = (bases[NEWEST + 1 : NEWEST + event[-1] + 1] + 1).astype(np.int32)
-        return np.clip(signal, -4, 4).astype(np.float32), label, context
+            draw = self._keep if rng.random() < self._kept else self._make
+            signal[i], bases, event = draw(uneven, noisy, rng)
+            context[i] = bases[event[middles] + FIRST_AUX + np.arange(AUX)]
+            lengths[i] = min(event[-1], frames)
+            labels[i, : lengths[i]] = bases[NEWEST + 1 : NEWEST + 1 + lengths[i]] + 1
+            hiss, scale, shift = noisy * rng.uniform(0, 0.05), 1 + noisy * rng.normal(0, 0.04), rng.normal(0, 0.05)
+            signal[i] += hiss * rng.standard_normal(self._samples, np.float32)
+            signal[i] = signal[i] * scale + noisy * shift
+        return Chunks(np.clip(signal, -4, 4), labels[:, : lengths.max()], lengths, context)
 
     def _make(
-        self, number: int, mean: float, uneven: float, noisy: float, rng: np.random.Generator
+        self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """Make signal of a new sequence; return it, the bases, and of each sample the event."""
-        read, (offsets, noise) = self._reads[number], self._noises[number]
-        count = self._samples // 2
-        dwell = mean * rng.choice(self._dwells, count) ** uneven * rng.lognormal(0, 0.1 * uneven, count)
+        manner = self._manners[int(np.searchsorted(self._shares, rng.random()))]
+        read, count = manner.read, self._samples // 3
+        mean = _mean_dwell(float(_drawn(manner.speeds, 1, rng)[0]), uneven, rng)
+        dwell = mean * _drawn(self._dwells, count, rng) ** uneven
+        dwell *= np.exp(0.1 * uneven * rng.standard_normal(count, np.float32))
         borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-        bases = self._sequence(count + KMER - 1, rng)
+        count = min(int(np.searchsorted(borders, self._samples + 1)), count)  # what lies beyond is not needed
+        borders, dwell = borders[: count + 1], dwell[:count]
+        first = int(rng.integers(0, len(self._sequences.bases) - count - KMER))
+        bases = self._sequences.bases[first : first + count + KMER - 1]
+        alike = np.searchsorted(manner.loudness, self._sequences.loudness[first : first + count])
+        alike = np.clip(alike / len(manner.loudness) + rng.uniform(-ALIKE, ALIKE, count), 0, 1)
+        donor = (alike * (len(manner.loudness) - 1)).astype(np.int64)
         strength = STRENGTH * noisy * np.exp(noisy * rng.normal(0, 0.2))
-        table = self._tables[int(rng.random() < OTHER_STATE)]
-        level = read.offset + read.gain * table[kmers_of(bases)] + strength * rng.choice(offsets, count)
+        level = read.offset + read.gain * self._sequences.levels[manner.state, first : first + count]
+        level = level + strength * manner.offsets[donor]
         # Each sample is the average current of its time, whatever changes within it.
         charge = np.concatenate(([0.0], np.cumsum(level * dwell)))
         signal = np.diff(np.interp(np.arange(-1, self._samples + 2), borders, charge))
         signal = np.convolve(signal, RESPONSE, "valid")
-        start = int(rng.integers(0, len(noise)))
-        signal += strength * np.take(noise, np.arange(start, start + self._samples), mode="wrap")
-        return signal, bases, np.searchsorted(borders, np.arange(self._samples), "right") - 1
+        places = np.arange(self._samples)
+        event = np.searchsorted(borders, places, "right") - 1
+        since = places - np.ceil(borders[event]).astype(np.int64)
+        signal += strength * np.take(manner.noise, manner.starts[donor[event]] + since, mode="wrap")
+        return signal, bases, event
 
     def _keep(
-        self, number: int, mean: float, uneven: float, noisy: float, rng: np.random.Generator
+        self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """Take a stretch of a read with its own sequence, of which some bases change; return as `_make` does."""
-        read = self._reads[number]
-        events = len(read.starts) - 1
+        lengths = np.array([len(read.residuals) for read in self._reads])
+        read = self._reads[int(rng.choice(len(lengths), p=lengths / lengths.sum()))]
         while True:
-            first = int(rng.integers(0, events - 20))
-            old = read.starts[first : first + self._samples // 2 + 1]
+            first = int(rng.integers(0, len(read.level) - 20))
+            old = read.starts[first : first + self._samples // 3 + 1]
             lasted = np.diff(old)
+            mean = _mean_dwell(lasted.mean(), uneven, rng)
             dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(lasted))
             borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
             if borders[-1] > self._samples:
                 break
-        bases = mutated(read.bases[first : first + len(lasted) + KMER - 1], rng)
+        own = read.bases[first : first + len(lasted) + KMER - 1]
+        bases = mutated(own, rng)
+        change = self._table[kmers_of(bases)] - self._table[kmers_of(own)]
         places = np.arange(self._samples)
         event = np.searchsorted(borders, places, "right") - 1
         source = np.interp(places, borders, old).astype(np.int64)
-        level = read.offset + read.gain * self._tables[0][kmers_of(bases)]
+        level = read.offset + read.gain * (read.level[first : first + len(lasted)] + change)
         return level[event] + noisy * read.residuals[source], bases, event
 
-    def _sequence(self, length: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
-        """Return a stretch of the made-up genome, or random sequence of some GC content with repeats put in."""
-        if rng.random() < 0.6:
-            start = int(rng.integers(0, len(self._genome) - length))
-            return self._genome[start : start + length]
-        gc = rng.uniform(0.3, 0.7)
-        made = rng.choice(4, length, p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]).astype(np.int8)
-        for _ in range(int(rng.integers(0, 8))):
-            unit = int(rng.choice([1, 1, 1, 2, 3, 4]))
-            start = int(rng.integers(0, length - 40))
-            stop = start + unit * int(rng.integers(3, 10))
-            made[start:stop] = np.resize(made[start : start + unit], stop - start)
-        return made
+
+def _drawn(values: npt.NDArray[np.floating], count: int, rng: np.random.Generator) -> npt.NDArray[np.floating]:
+    return values[rng.integers(0, len(values), count)]
 
 
-def plain_dwells(read: SegmentedRead, table: Floats) -> npt.NDArray[np.float64]:
-    """Return how long peaks and valleys of a read last, in units of its mean dwell.
+def _mean_dwell(speed: float, uneven: float, rng: np.random.Generator) -> float:
+    return float(EVEN * (speed / EVEN * np.exp(rng.normal(0, 0.1))) ** uneven)
+
+
+def _shares(states: Sequence[int], events: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Share chunks among manners by events, and OTHER_STATE of them among those in the other state; return the sums."""
+    share, other = np.array(events, float), np.array(states, bool)
+    if other.any() and not other.all():
+        share[other] *= OTHER_STATE / share[other].sum()
+        share[~other] *= (1 - OTHER_STATE) / share[~other].sum()
+    shares: npt.NDArray[np.float64] = np.cumsum(share / share.sum())
+    return shares
+
+
+def local_means(dwells: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return, per event, the mean dwell of its window, in which stalls count no more than STALL."""
+    windows = np.arange(len(dwells)) // WINDOW
+    windows = np.minimum(windows, max(windows[-1] - 1, 0))  # the last one is whole
+    means: npt.NDArray[np.float64] = np.bincount(windows, np.minimum(dwells, STALL)) / np.bincount(windows)
+    return means[windows]
+
+
+def plain_dwells(read: SegmentedRead) -> npt.NDArray[np.float64]:
+    """Return how long peaks and valleys of a read last, in units of the mean dwell about them.
 
     Of other events alignment can't tell to the sample where they end, and leaves many as short as it may.
     """
-    level, dwell = table[kmers_of(read.bases)], np.diff(read.starts)
-    level = level[: len(dwell)]
-    before, after = level[1:-1] - level[:-2], level[1:-1] - level[2:]
+    before, after = read.level[1:-1] - read.level[:-2], read.level[1:-1] - read.level[2:]
     plain = (np.minimum(before, after) > PLAIN) | (np.maximum(before, after) < -PLAIN)
-    return dwell[1:-1][plain] / dwell.mean()
+    return (read.dwells / local_means(read.dwells))[1:-1][plain]
 
 
-def noise_of(read: SegmentedRead) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return how far a read's events lie off their levels, and the noise within them, one event after the other."""
-    dwell = np.diff(read.starts)
-    offset = np.add.reduceat(read.residuals.astype(float), read.starts[:-1]) / dwell
-    good = (dwell >= LONG) & (np.abs(offset) < FAR)
-    within = np.repeat(good, dwell)
-    within[read.starts[:-1]] = within[read.starts[1:] - 1] = False  # borders lie amid these
-    return offset[good], (read.residuals - np.repeat(offset, dwell))[within]
-
-
-def other_state(reads: Sequence[SegmentedRead], table: Floats) -> Floats:
-    """Return by how much the level of each 9-mer changes in the other state: a sum over its pairs of neighbours.
-
-    Fitted by ridge regression to the events of all windows in that state. On a read that was not fitted, it brings
-    their standard deviation from 0.21 to 0.16 of the levels'; in the usual state that is 0.13.
-    """
-    numbers, offsets = [np.zeros(0, np.int64)], [np.zeros(0)]
-    for read in reads:
-        dwell = np.diff(read.starts)
-        offset = np.add.reduceat(read.residuals.astype(float), read.starts[:-1]) / dwell / read.gain
-        number = kmers_of(read.bases)[: len(dwell)]
-        for first in range(0, len(dwell) - WINDOW + 1, WINDOW):
-            here = np.arange(first, first + WINDOW)
-            here = here[(dwell[here] >= LONG) & (np.abs(offset[here]) < 0.6)]
-            if len(here) and np.median(np.abs(offset[here] - np.median(offset[here]))) > OFF:
-                numbers.append(number[here])
-                offsets.append(offset[here])
-    number, offset = np.concatenate(numbers), np.concatenate(offsets)
-    shifts = range(0, 2 * (KMER - 1), 2)
-    pairs = np.stack(
-        [(number >> shift) % 16 + 8 * shift for shift in shifts], axis=1
-    )  # one of 16 columns for each pair
-    seen = np.zeros((len(number), 16 * (KMER - 1)))
-    np.put_along_axis(seen, pairs, 1.0, axis=1)
-    weights = np.linalg.solve(seen.T @ seen + 3 * np.eye(seen.shape[1]), seen.T @ offset)
-    every = np.arange(len(table))
-    change = np.sum([weights[(every >> shift) % 16 + 8 * shift] for shift in shifts], axis=0)
-    return np.asarray(change, np.float32)
+def manners_of(read: SegmentedRead, other: Bools, loudness: Floats) -> list[Manner]:
+    """Return a read's manner in each of the states that it stays in for at least a window."""
+    dwells, offsets = read.dwells, read.offsets
+    usable = good(read)
+    noise = read.residuals - np.repeat(offsets, dwells)
+    loud = loudness[kmers_of(read.bases)]
+    found = []
+    for state in (0, 1):
+        here = usable & (other == state)
+        within = np.repeat(here, dwells)
+        within[read.starts[:-1]] = within[read.starts[1:] - 1] = False  # borders lie amid these
+        if (other == state).sum() >= WINDOW and here.any():
+            order = np.flatnonzero(here)[np.argsort(loud[here], kind="stable")]
+            starts = np.cumsum(within)[read.starts[order]]
+            speeds = local_means(dwells)[other == state][:: WINDOW // 4]
+            drawn = loud[order], offsets[order].astype(np.float32), starts, noise[within].astype(np.float32)
+            found.append(Manner(read, state, int((other == state).sum()), *drawn, speeds))
+    return found
 
 
 def mutated(bases: npt.NDArray[np.int8], rng: np.random.Generator) -> npt.NDArray[np.int8]:
@@ -210,8 +246,32 @@ def mutated(bases: npt.NDArray[np.int8], rng: np.random.Generator) -> npt.NDArra
     return np.where(drawn, rng.integers(0, 4, len(bases)), bases).astype(np.int8)
 
 
+def new_sequences(
+    like: Sequence[npt.NDArray[np.int8]], levels: Levels, rng: np.random.Generator, pieces: int = 4000
+) -> Sequences:
+    """Return so many pieces of 4,000 bases: 0.6 of them like the given ones, the others random, with repeats put in."""
+    own = int(0.6 * pieces)
+    bases = np.concatenate((made_up_genome(like, rng, own), *(random_sequence(rng) for _ in range(pieces - own))))
+    kmers = kmers_of(bases)
+    shown = levels.tables[:, kmers] + levels.moved(bases, levels.tables[0, kmers])
+    return Sequences(bases, shown, levels.loudness[kmers])
+
+
+def random_sequence(rng: np.random.Generator, length: int = 4000) -> npt.NDArray[np.int8]:
+    """Return random sequence whose GC content changes, with short repeats put in."""
+    gc = np.repeat(rng.uniform(0.3, 0.7, length // 500 + 1), 500)[:length]
+    drawn = rng.random(length)
+    made = (drawn > (1 - gc) / 2).astype(np.int8) + (drawn > 0.5) + (drawn > (1 + gc) / 2)
+    for _ in range(int(rng.integers(0, length // 50))):
+        unit = int(rng.choice([1, 1, 1, 2, 3, 4]))
+        start = int(rng.integers(0, length - 40))
+        stop = start + unit * int(rng.integers(3, 10))
+        made[start:stop] = np.resize(made[start : start + unit], stop - start)
+    return made.astype(np.int8)
+
+
 def made_up_genome(
-    sequences: Sequence[npt.NDArray[np.int8]], rng: np.random.Generator, chains: int = 1000, length: int = 4000
+    sequences: Sequence[npt.NDArray[np.int8]], rng: np.random.Generator, chains: int, length: int = 4000
 ) -> npt.NDArray[np.int8]:
     """Return chains * length bases that follow each other as in the sequences and their reverse complements.
 

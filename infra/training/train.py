@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import edlib
@@ -19,17 +20,17 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 import torch.multiprocessing
+import torch.utils.data
 from torch import nn
 
-from infra.training.ctc import Ctc
+from infra.training.ctc import ctc_loss
 from infra.training.muon import Muon
 from infra.training.native import library
 from infra.training.network import Network, widened
-from infra.training.reads import HELD_OUT, VALIDATION, CalledRead, level_table, segmented, sq_f5c
-from infra.training.squiggles import SAMPLES, Simulator
+from infra.training.prepare import Prepared
+from infra.training.reads import CalledRead
+from infra.training.squiggles import SAMPLES, Simulator, new_sequences
 
-#: Steps between checkpoints, each with a look at the validation reads.
-CHECKPOINT = 250
 _WARM_UP = 100
 
 
@@ -60,7 +61,8 @@ def identity(network: Network, reads: list[CalledRead]) -> float:
         for read in reads:
             length = min(len(read.signal), 60_000) // 6 * 6
             truth = "".join("ACGT"[b] for b in read.bases[: np.searchsorted(read.arrivals, length)])
-            call = greedy(network(torch.from_numpy(read.signal[None, None, :length]))[0][0].numpy())
+            signal = torch.from_numpy(read.signal[None, None, :length]).to(network.out.weight.device)
+            call = greedy(network(signal)[0][0].cpu().numpy())
             found = edlib.align(call, truth, "NW", "path") if call else None
             if found is None:
                 columns, errors = columns + len(truth), errors + len(truth)
@@ -74,8 +76,7 @@ def identity(network: Network, reads: list[CalledRead]) -> float:
 def main() -> None:
     """Train until `--steps`, from the last checkpoint in `--out` if there is one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of sq_f5c's reads, calls and moves")
-    parser.add_argument("--table", type=Path, required=True, help="uncalled4's dna_r10.4.1_400bps_9mer.npz")
+    parser.add_argument("--prepared", type=Path, required=True, help="what infra.training.prepare wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curve")
     parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--descent", type=int, default=10_500, help="steps of falling learning rate at the end")
@@ -88,34 +89,70 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--bfloat16", action="store_true", help="for LSTMs: 1.5 times as fast, where the CPU can")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cuda: one process, whose chunks are drawn by --workers")
+    parser.add_argument("--processes", type=int, default=2, help="on CPUs")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw chunks for each process")
+    parser.add_argument("--pieces", type=int, default=1500, help="of 4,000 bases, of which chunks are made")
+    parser.add_argument("--checkpoint", type=int, default=250, help="steps between checkpoints")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    library()  # compiled once, not by each process
+    if options.device == "cpu":
+        library()  # compiled once, not by each process
+    else:
+        options.processes = 1
     # Else glibc gives memory back to the system after every step, and a seventh of the time goes into getting it again.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
     with tempfile.TemporaryDirectory() as meeting:
         torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes)
 
 
+class Batches(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
+    """What each step sees: signal, labels, lengths and context of `squiggles.Chunks`."""
+
+    def __init__(self, simulator: Simulator, rank: int, options: argparse.Namespace) -> None:
+        self._simulator, self._rank, self._options = simulator, rank, options
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, ...]:
+        rng = np.random.default_rng((self._options.seed, step, self._rank))
+        chunks = self._simulator.draw(self._options.batch, difficulty(step, self._options), rng)
+        arrays = chunks.signal[:, None], chunks.labels, chunks.lengths, chunks.context
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def batches(
+    prepared: Prepared, start: int, rank: int, options: argparse.Namespace
+) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Return the batches from step `start` on."""
+    rng = np.random.default_rng(options.seed)
+    sequences = new_sequences([read.bases for read in prepared.reads], prepared.levels, rng, options.pieces)
+    made_of = prepared.reads, prepared.states, sequences, prepared.levels
+    simulator = Simulator(*made_of, kept=options.kept, samples=options.samples)
+    return torch.utils.data.DataLoader(
+        Batches(simulator, rank, options),
+        batch_size=None,
+        sampler=range(start, options.steps),
+        num_workers=options.workers,
+        prefetch_factor=4 if options.workers else None,
+        pin_memory=options.device != "cpu",
+    )
+
+
 def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     """Train as one of the processes, which see different chunks and share their gradients."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
-    reads = sq_f5c(options.data)
-    validation = [read for read in reads if read.read_id.startswith(VALIDATION)]
-    table = level_table(options.table)
-    seen = [segmented(read, table) for read in reads if not read.read_id.startswith(HELD_OUT + VALIDATION)]
-    simulator = Simulator(seen, table, kept=options.kept, seed=options.seed, samples=options.samples)
-    network = Network(options.width, options.layers)
+    prepared = Prepared.load(options.prepared)
+    device = torch.device(options.device)
+    network = Network(options.width, options.layers).to(device)
     network.bfloat16 = options.bfloat16
     optimisers = optimisers_of(network)
     checkpoint = options.out / "checkpoint.pt"
     start = samples = 0
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
+        kept = torch.load(checkpoint, weights_only=True, map_location=device)
         if kept["step"] >= options.steps:
             return
         network.load_state_dict(widened(kept["network"], network))
@@ -124,33 +161,34 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
                 optimiser.load_state_dict(state)
         start, samples = kept["step"], kept["samples"]
 
-    losses: list[tuple[float, float]] = []
-    for step in range(start, options.steps):
-        rng = np.random.default_rng((options.seed, step, rank))
-        chunks = simulator.draw(options.batch, difficulty(step, options), rng)
-        logits, context = network(torch.from_numpy(chunks.signal[:, None]))
-        loss = Ctc.apply(logits, chunks.labels)
-        asked = nn.functional.cross_entropy(context.reshape(-1, 4), torch.from_numpy(chunks.context.reshape(-1)))
+    losses: list[torch.Tensor] = []
+    for step, batch in enumerate(batches(prepared, start, rank, options), start):
+        signal, labels, lengths, bases = (array.to(device, non_blocking=True) for array in batch)
+        logits, context = network(signal)
+        loss = ctc_loss(logits, labels, lengths)
+        asked = nn.functional.cross_entropy(context.reshape(-1, 4), bases.reshape(-1).long())
         network.zero_grad()
         (loss + 0.5 * asked).backward()
-        _share_gradients(network)
+        if options.processes > 1:
+            _share_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         rate = learning_rate(step, options)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-        losses.append((float(loss.detach()), float(asked.detach())))
+        losses.append(torch.stack([loss.detach(), asked.detach()]))
         done, samples = step + 1, samples + options.batch * options.processes * options.samples
-        if rank == 0 and (done % CHECKPOINT == 0 or done == options.steps):
+        if rank == 0 and (done % options.checkpoint == 0 or done == options.steps):
+            ctc, other = torch.stack(losses).mean(0).tolist()
             point = {
                 "step": done,
                 "samples": samples,
                 "difficulty": [round(end, 3) for end in difficulty(step, options)],
                 "rate": rate,
-                "ctc": round(float(np.mean([x for x, _ in losses])), 4),
-                "context": round(float(np.mean([y for _, y in losses])), 4),
-                "validation": [round(identity(network, [read]), 4) for read in validation],
+                "ctc": round(ctc, 4),
+                "context": round(other, 4),
+                "validation": [round(identity(network, [read]), 4) for read in prepared.validation],
             }
             losses.clear()
             with (options.out / "curve.jsonl").open("a") as curve:
