@@ -7,32 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from infra.training.native import library, pointer
 
 
-def ctc_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Return the mean CTC loss per label, in nats; blank is symbol 0.
-
-    Logits: (batch, frames, 5); labels: (batch, longest), of which the first `lengths` count.
-    """
-    if not logits.is_cuda:
-        loss: torch.Tensor = Ctc.apply(logits, labels.numpy(), lengths.numpy())
-        return loss
-    batch, frames, _ = logits.shape
-    every = torch.full((batch,), frames, dtype=torch.int64)
-    found = logits.log_softmax(-1).transpose(0, 1), labels.long(), every, lengths.long()
-    return nn.functional.ctc_loss(*found, reduction="sum", zero_infinity=True) / lengths.sum()
-
-
 class Ctc(torch.autograd.Function):
-    """The loss on CPUs."""
+    """Mean CTC loss per label, in nats; blank is symbol 0."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, labels: npt.NDArray[np.int8], lengths: npt.NDArray[np.int32]
     ) -> torch.Tensor:
+        """Take logits (batch, frames, 5) and labels (batch, longest), of which the first `lengths` count."""
         p = torch.softmax(logits.detach(), -1).contiguous().numpy()
         batch, frames, _ = p.shape
         joined = np.ascontiguousarray(labels[np.arange(labels.shape[1]) < lengths[:, None]], np.int32)

@@ -35,7 +35,7 @@ class Network(nn.Module):
         x = nn.functional.silu(self.norm2(self.conv2(x)))
         x = nn.functional.silu(self.norm3(self.conv3(x)))
         x = x.permute(2, 0, 1)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and self.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and self.bfloat16):
             for lstm in self.lstm:
                 x, _ = lstm(x.flip(0))
         x = x.float()

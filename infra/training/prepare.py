@@ -6,9 +6,12 @@ Needs a C compiler; training on a GPU machine then needs neither that nor pod5.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ from infra.training.reads import (
     sq_f5c,
 )
 
+logger = logging.getLogger(__name__)
 #: Events shorter than this tell too little of where their level lies.
 _LEAST = 6
 
@@ -52,12 +56,13 @@ class Prepared:
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
-        arrays = {"loudness": self.levels.loudness, "tables": self.levels.tables}
+        arrays: dict[str, Any] = {"loudness": self.levels.loudness, "tables": self.levels.tables}
         arrays |= {f"layer{i}": layer for i, layer in enumerate(self.levels.layers)}
         arrays |= {f"state{i}": state for i, state in enumerate(self.states)}
-        for kind, reads in (("read", self.reads), ("validation", self.validation)):
-            for i, read in enumerate(reads):
-                arrays |= {f"{kind}{i}.{field.name}": getattr(read, field.name) for field in fields(read)}
+        named: dict[str, SegmentedRead | CalledRead] = {f"read{i}": read for i, read in enumerate(self.reads)}
+        named |= {f"validation{i}": read for i, read in enumerate(self.validation)}
+        for name, one in named.items():
+            arrays |= {f"{name}.{field.name}": getattr(one, field.name) for field in fields(one)}
         np.savez_compressed(path, **arrays)
 
     @classmethod
@@ -66,10 +71,10 @@ class Prepared:
         with np.load(path) as file:
             arrays = {name: array if array.ndim else array.item() for name, array in file.items()}
 
-        def all_of(kind: str) -> list:
+        def all_of(kind: str) -> list[Any]:
             return [arrays[f"{kind}{i}"] for i in range(len(arrays)) if f"{kind}{i}" in arrays]
 
-        def reads(kind: str, of: type) -> list:
+        def reads(kind: str, of: type[SegmentedRead | CalledRead]) -> list[Any]:
             counts = range(sum(name.startswith(kind) and name.endswith(".bases") for name in arrays))
             return [of(**{field.name: arrays[f"{kind}{i}.{field.name}"] for field in fields(of)}) for i in counts]
 
@@ -97,7 +102,7 @@ def fitted(
     torch.manual_seed(seed)
     about, moves, off = map(torch.from_numpy, learning(reads, states, table))
     sizes = [4 * (LAST - FIRST), hidden, hidden, MOVES]
-    linear = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
+    linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
     network = nn.Sequential(linear[0], nn.ReLU(), nn.Dropout(0.2), linear[1], nn.ReLU(), nn.Dropout(0.2), linear[2])
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.1)
     batches = len(off) // 512
@@ -134,6 +139,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=4, help="of fitting and aligning")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     table, loudness = level_table(options.table)
     called = [read for read in sq_f5c(options.data) if not read.read_id.startswith(HELD_OUT)]
     validation = [read for read in called if read.read_id.startswith(VALIDATION)]
@@ -145,9 +151,7 @@ def main() -> None:
         levels = Levels(levels.tables, loudness, layers)
         reads = aligned(called, states, levels)
         shares = explained(levels, reads, states), explained(levels, aligned(validation, judges, levels), judges)
-        print(
-            "of the variance of levels about the table's explained: {:.3f}; in validation reads {:.3f}".format(*shares)
-        )
+        logger.info("of the levels' variance about the table's explained: %.3f; in validation reads %.3f", *shares)
     Prepared(reads, states, levels, validation).save(options.out)
 
 

@@ -2,9 +2,9 @@
 
 A few reads are all there is, and a network soon knows them by heart. Their time and noise, though, hardly depend on
 what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each event lasts, how far it lies
-off its level, and the noise within it. A chunk here draws these from one state of one real read, the last two from an
-event of a 9-mer about as loud as the new one, and puts levels of a new sequence (levels.py) under them. A few chunks are stretches
-of a read as it is, but for some bases.
+off its level, and the noise within it. A chunk here takes these from one read in one state, the last two from events of
+9-mers about as loud as the new ones, and puts levels of a new sequence (levels.py) under them. A few chunks are
+stretches of a read as it is, but for some bases.
 
 Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
 level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infra.training.levels import FAR, WINDOW, Bools, Levels, good
+from infra.training.levels import WINDOW, Bools, Levels, good
 from infra.training.reads import KMER, NEWEST, Floats, SegmentedRead, kmers_of
 
 #: Of the 9-mer's bases those that the auxiliary loss asks for: the first, and how many.
@@ -39,7 +39,7 @@ STRENGTH = 0.85
 #: Share of chunks in the pore's other state.
 OTHER_STATE = 0.2
 #: Share of bases that change in a chunk that keeps its sequence, at most: else that is learnt by heart.
-MUTATIONS = 0.3
+MUTATIONS = 0.2
 #: Bases that a new base of a made-up genome depends on.
 _ORDER = 5
 

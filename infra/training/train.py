@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import edlib
@@ -20,10 +19,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 import torch.multiprocessing
-import torch.utils.data
 from torch import nn
 
-from infra.training.ctc import ctc_loss
+from infra.training.ctc import Ctc
 from infra.training.muon import Muon
 from infra.training.native import library
 from infra.training.network import Network, widened
@@ -31,6 +29,8 @@ from infra.training.prepare import Prepared
 from infra.training.reads import CalledRead
 from infra.training.squiggles import SAMPLES, Simulator, new_sequences
 
+#: Steps between checkpoints, each with a look at the validation reads.
+CHECKPOINT = 250
 _WARM_UP = 100
 
 
@@ -61,8 +61,7 @@ def identity(network: Network, reads: list[CalledRead]) -> float:
         for read in reads:
             length = min(len(read.signal), 60_000) // 6 * 6
             truth = "".join("ACGT"[b] for b in read.bases[: np.searchsorted(read.arrivals, length)])
-            signal = torch.from_numpy(read.signal[None, None, :length]).to(network.out.weight.device)
-            call = greedy(network(signal)[0][0].cpu().numpy())
+            call = greedy(network(torch.from_numpy(read.signal[None, None, :length]))[0][0].numpy())
             found = edlib.align(call, truth, "NW", "path") if call else None
             if found is None:
                 columns, errors = columns + len(truth), errors + len(truth)
@@ -89,70 +88,35 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--bfloat16", action="store_true", help="for LSTMs: 1.5 times as fast, where the CPU can")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cuda: one process, whose chunks are drawn by --workers")
-    parser.add_argument("--processes", type=int, default=2, help="on CPUs")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw chunks for each process")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--pieces", type=int, default=1500, help="of 4,000 bases, of which chunks are made")
-    parser.add_argument("--checkpoint", type=int, default=250, help="steps between checkpoints")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.device == "cpu":
-        library()  # compiled once, not by each process
-    else:
-        options.processes = 1
+    library()  # compiled once, not by each process
     # Else glibc gives memory back to the system after every step, and a seventh of the time goes into getting it again.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
     with tempfile.TemporaryDirectory() as meeting:
         torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes)
 
 
-class Batches(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
-    """What each step sees: signal, labels, lengths and context of `squiggles.Chunks`."""
-
-    def __init__(self, simulator: Simulator, rank: int, options: argparse.Namespace) -> None:
-        self._simulator, self._rank, self._options = simulator, rank, options
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, ...]:
-        rng = np.random.default_rng((self._options.seed, step, self._rank))
-        chunks = self._simulator.draw(self._options.batch, difficulty(step, self._options), rng)
-        arrays = chunks.signal[:, None], chunks.labels, chunks.lengths, chunks.context
-        return tuple(torch.from_numpy(array) for array in arrays)
-
-
-def batches(
-    prepared: Prepared, start: int, rank: int, options: argparse.Namespace
-) -> Iterable[tuple[torch.Tensor, ...]]:
-    """Return the batches from step `start` on."""
+def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
+    """Train as one of the processes, which see different chunks and share their gradients."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(options.seed)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
+    prepared = Prepared.load(options.prepared)
     rng = np.random.default_rng(options.seed)
     sequences = new_sequences([read.bases for read in prepared.reads], prepared.levels, rng, options.pieces)
     made_of = prepared.reads, prepared.states, sequences, prepared.levels
     simulator = Simulator(*made_of, kept=options.kept, samples=options.samples)
-    return torch.utils.data.DataLoader(
-        Batches(simulator, rank, options),
-        batch_size=None,
-        sampler=range(start, options.steps),
-        num_workers=options.workers,
-        prefetch_factor=4 if options.workers else None,
-        pin_memory=options.device != "cpu",
-    )
-
-
-def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
-    """Train as one of the processes, which see different chunks and share their gradients."""
-    if options.device == "cpu":
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-    torch.manual_seed(options.seed)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
-    prepared = Prepared.load(options.prepared)
-    device = torch.device(options.device)
-    network = Network(options.width, options.layers).to(device)
+    network = Network(options.width, options.layers)
     network.bfloat16 = options.bfloat16
     optimisers = optimisers_of(network)
     checkpoint = options.out / "checkpoint.pt"
     start = samples = 0
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True, map_location=device)
+        kept = torch.load(checkpoint, weights_only=True)
         if kept["step"] >= options.steps:
             return
         network.load_state_dict(widened(kept["network"], network))
@@ -161,33 +125,33 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
                 optimiser.load_state_dict(state)
         start, samples = kept["step"], kept["samples"]
 
-    losses: list[torch.Tensor] = []
-    for step, batch in enumerate(batches(prepared, start, rank, options), start):
-        signal, labels, lengths, bases = (array.to(device, non_blocking=True) for array in batch)
-        logits, context = network(signal)
-        loss = ctc_loss(logits, labels, lengths)
-        asked = nn.functional.cross_entropy(context.reshape(-1, 4), bases.reshape(-1).long())
+    losses: list[tuple[float, float]] = []
+    for step in range(start, options.steps):
+        rng = np.random.default_rng((options.seed, step, rank))
+        chunks = simulator.draw(options.batch, difficulty(step, options), rng)
+        logits, context = network(torch.from_numpy(chunks.signal[:, None]))
+        loss = Ctc.apply(logits, chunks.labels, chunks.lengths)
+        bases = torch.from_numpy(chunks.context.reshape(-1)).long()
+        asked = nn.functional.cross_entropy(context.reshape(-1, 4), bases)
         network.zero_grad()
         (loss + 0.5 * asked).backward()
-        if options.processes > 1:
-            _share_gradients(network)
+        _share_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         rate = learning_rate(step, options)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-        losses.append(torch.stack([loss.detach(), asked.detach()]))
+        losses.append((float(loss.detach()), float(asked.detach())))
         done, samples = step + 1, samples + options.batch * options.processes * options.samples
-        if rank == 0 and (done % options.checkpoint == 0 or done == options.steps):
-            ctc, other = torch.stack(losses).mean(0).tolist()
+        if rank == 0 and (done % CHECKPOINT == 0 or done == options.steps):
             point = {
                 "step": done,
                 "samples": samples,
                 "difficulty": [round(end, 3) for end in difficulty(step, options)],
                 "rate": rate,
-                "ctc": round(ctc, 4),
-                "context": round(other, 4),
+                "ctc": round(float(np.mean([x for x, _ in losses])), 4),
+                "context": round(float(np.mean([y for _, y in losses])), 4),
                 "validation": [round(identity(network, [read]), 4) for read in prepared.validation],
             }
             losses.clear()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from infra.training import squiggles
+from infra.training.levels import FIRST, LAST, MOVES, Levels, in_other_state, other_state, surroundings
 from infra.training.native import library, pointer
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
 from infra.training.squiggles import (
@@ -15,13 +16,16 @@ from infra.training.squiggles import (
     STRIDE,
     Simulator,
     made_up_genome,
-    noise_of,
-    other_state,
+    manners_of,
+    new_sequences,
     plain_dwells,
+    random_sequence,
 )
 from tests.data import program
 
 TABLE = np.random.default_rng(9).standard_normal(4**KMER).astype(np.float32)
+LOUD = np.random.default_rng(8).random(4**KMER).astype(np.float32)
+LEVELS = Levels(np.stack([TABLE, TABLE]), LOUD, [])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +87,7 @@ def called_read(bases: int = 1200, *, noise: float = 0.0) -> tuple[CalledRead, n
 
 def test_borders_are_found_to_the_sample() -> None:
     read, borders = called_read(noise=0.02)
-    found = segmented(read, TABLE)
+    found = segmented(read, TABLE[kmers_of(read.bases)])
     assert found.gain == pytest.approx(0.75, abs=0.01)
     assert found.offset == pytest.approx(-0.1, abs=0.01)
     off = found.starts + int(read.arrivals[NEWEST]) - borders
@@ -95,22 +99,26 @@ def test_a_call_that_is_not_the_signals_is_named() -> None:
     read, _ = called_read()
     short = CalledRead("r1", read.signal[:2000], read.bases, np.linspace(0, 1999, len(read.bases)).astype(np.int64))
     with pytest.raises(ValueError, match="read r1"):
-        segmented(short, TABLE)
+        segmented(short, TABLE[kmers_of(short.bases)])
 
 
 def simulator(kept: float) -> tuple[SegmentedRead, Simulator]:
-    read = segmented(called_read(noise=0.02)[0], TABLE)
-    return read, Simulator([read], TABLE, kept=kept, seed=1)
+    called = called_read(noise=0.02)[0]
+    read = segmented(called, TABLE[kmers_of(called.bases)])
+    sequences = new_sequences([read.bases], LEVELS, np.random.default_rng(1), pieces=5)
+    return read, Simulator([read], [np.zeros(len(read.level), bool)], sequences, LEVELS, kept=kept)
 
 
 def test_easy_chunks_are_levels_of_one_length() -> None:
     read, drawing = simulator(kept=0.0)
     chunks = drawing.draw(3, (0.0, 0.0), np.random.default_rng(1))
     assert chunks.signal.shape == (3, SAMPLES)
-    for signal, label, context in zip(chunks.signal, chunks.labels, chunks.context, strict=True):
-        assert len(label) == pytest.approx(SAMPLES / 10, abs=2)
+    for signal, label, length, context in zip(
+        chunks.signal, chunks.labels, chunks.lengths, chunks.context, strict=True
+    ):
+        assert length == pytest.approx(SAMPLES / 10, abs=2)
         # The newest base at the last frame is the last of the label, unless that came after the middle of the frame.
-        assert context[-1, NEWEST - 2] + 1 in label[-2:]
+        assert context[-1, NEWEST - 2] + 1 in label[length - 2 : length]
         flat = np.abs(np.diff(signal)) < 1e-6  # but for borders, which take up to three samples
         assert flat.mean() > 0.55
         levels = (signal[:-1][flat] - read.offset) / read.gain
@@ -118,13 +126,38 @@ def test_easy_chunks_are_levels_of_one_length() -> None:
 
 
 def test_what_is_drawn_from_a_read_is_what_was_put_in() -> None:
-    read = segmented(called_read(4000, noise=0.05)[0], TABLE)
-    dwells = plain_dwells(read, TABLE)
+    called = called_read(4000, noise=0.05)[0]
+    read = segmented(called, TABLE[kmers_of(called.bases)])
+    dwells = plain_dwells(read)
     assert dwells.mean() == pytest.approx(1, abs=0.05)
-    assert np.quantile(dwells, [0, 1]) == pytest.approx([3 / 11, 19 / 11], abs=0.1)
-    offsets, noise = noise_of(read)
-    assert noise.std() == pytest.approx(0.05, abs=0.01)
-    assert offsets.std() == pytest.approx(0.05 / np.sqrt(11), abs=0.01)
+    assert np.quantile(dwells, [0, 1]) == pytest.approx([3 / 11, 19 / 11], abs=0.2)
+    (manner,) = manners_of(read, np.zeros(len(read.level), bool), LOUD)
+    assert manner.noise.std() == pytest.approx(0.05, abs=0.01)
+    assert manner.offsets.std() == pytest.approx(0.05 / np.sqrt(11), abs=0.01)
+    assert manner.speeds == pytest.approx(11, abs=1)
+
+
+def test_a_short_stay_in_the_other_state_is_no_manner_of_its_own() -> None:
+    called = called_read(1200, noise=0.05)[0]
+    read = segmented(called, TABLE[kmers_of(called.bases)])
+    other = np.arange(len(read.level)) < 500
+    assert [manner.state for manner in manners_of(read, other, LOUD)] == [0, 1]
+    assert [manner.state for manner in manners_of(read, other & ~other | (np.arange(len(other)) < 100), LOUD)] == [0]
+
+
+def test_loud_nine_mers_are_loud_in_what_is_made() -> None:
+    rng = np.random.default_rng(6)
+    bases = rng.integers(0, 4, 6008).astype(np.int8)
+    loud = LOUD[kmers_of(bases)]
+    noise = np.repeat(np.where(loud > 0.5, 0.1, 0.01), 10) * rng.standard_normal(60_000)
+    level = TABLE[kmers_of(bases)]
+    read = SegmentedRead(bases, level, np.arange(0, 60_001, 10), noise.astype(np.float32), 0.0, 0.75)
+    (manner,) = manners_of(read, np.zeros(6000, bool), LOUD)
+    inside = manner.starts[:, None] + np.arange(8)
+    heard = manner.noise[inside].std(axis=1)
+    assert (np.diff(manner.loudness) >= 0).all()
+    assert heard[manner.loudness < 0.5].mean() == pytest.approx(0.01, rel=0.2)
+    assert heard[manner.loudness > 0.5].mean() == pytest.approx(0.1, rel=0.2)
 
 
 def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,29 +165,61 @@ def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
     read, drawing = simulator(kept=1.0)
     chunks = drawing.draw(4, (1.0, 1.0), np.random.default_rng(2))
     own = "".join(map(str, read.bases + 1))
-    assert all("".join(map(str, label)) in own for label in chunks.labels)
-    assert all(len(label) <= SAMPLES // STRIDE for label in chunks.labels)
+    labels = [label[:length] for label, length in zip(chunks.labels, chunks.lengths, strict=True)]
+    assert all("".join(map(str, label)) in own for label in labels)
+    assert all(len(label) <= SAMPLES // STRIDE for label in labels)
 
 
 def test_the_other_state_is_what_some_windows_have_in_common() -> None:
     rng = np.random.default_rng(5)
     bases = rng.integers(0, 4, 9008).astype(np.int8)
+    level = TABLE[kmers_of(bases)]
     off = 0.2 * bases[5:-3] - 0.3  # of event i, by base 5 of its 9-mer
     off[:4500] = 0
     residuals = np.repeat(0.75 * off, 10) + rng.normal(0, 0.02, 90_000)
-    read = SegmentedRead(bases, np.arange(0, 90_001, 10), residuals.astype(np.float32), 0.0, 0.75)
-    found = other_state([read], TABLE)
+    read = SegmentedRead(bases, level, np.arange(0, 90_001, 10), residuals.astype(np.float32), 0.0, 0.75)
+    other = in_other_state(read)
+    assert np.array_equal(other, np.arange(9000) >= 4500)
     expected = 0.2 * (np.arange(4**KMER) // 4**3 % 4) - 0.3
-    assert np.abs(found - expected).max() < 0.02
-    usual = SegmentedRead(bases[:4508], read.starts[:4501], residuals[:45_000].astype(np.float32), 0.0, 0.75)
-    assert not other_state([usual], TABLE).any()
+    for run in (2, 3):
+        assert np.abs(other_state([read], [other], TABLE, run) - expected).max() < 0.03
+    assert not other_state([read], [np.zeros(9000, bool)], TABLE, 2).any()
+
+
+def test_what_lies_about_a_nine_mer_moves_its_level() -> None:
+    """A layer that moves a level a tenth of the way to the one before it when an A lies two bases before the 9-mer."""
+    weights = np.zeros((4 * (LAST - FIRST), MOVES), np.float32)
+    weights[4 * (-2 - FIRST), 1] = 0.1
+    levels = Levels(LEVELS.tables, LOUD, [weights, np.zeros(MOVES, np.float32)])
+    bases = np.random.default_rng(2).integers(0, 4, 400).astype(np.int8)
+    level = TABLE[kmers_of(bases)]
+    moved = levels.of(bases, np.bool_(False)) - level
+    after = np.insert(level[:-1] - level[1:], 0, 0.0)
+    a_before = np.concatenate(([False, False], bases[: len(level) - 2] == 0))
+    assert moved == pytest.approx(np.where(a_before, 0.1 * after, 0), abs=1e-5)
+
+
+def test_surroundings_end_where_the_sequence_does() -> None:
+    bases = np.array([2, 0, 3, 1] * 5, np.int8)
+    seen = surroundings(bases, slice(0, 12)).reshape(12, LAST - FIRST, 4)
+    assert seen[0, -FIRST].tolist() == [0, 0, 1, 0]
+    assert not seen[0, :-FIRST].any()
+    assert seen[11].sum() == len(bases) - 11 - FIRST
+    assert np.array_equal(surroundings(bases, slice(5, 9)).reshape(4, LAST - FIRST, 4), seen[5:9])
+
+
+def test_random_sequences_have_all_bases_and_repeats() -> None:
+    made = random_sequence(np.random.default_rng(1))
+    assert np.bincount(made).tolist() == pytest.approx([1000] * 4, rel=0.5)
+    runs = np.diff(np.flatnonzero(np.insert(np.diff(made) != 0, 0, True)))
+    assert runs.max() >= 8
 
 
 def test_the_same_seed_draws_the_same() -> None:
     drawing = simulator(kept=0.3)[1]
     one, other = (drawing.draw(5, (0.2, 0.8), np.random.default_rng((7, 12))) for _ in range(2))
     assert np.array_equal(one.signal, other.signal)
-    assert all(map(np.array_equal, one.labels, other.labels))
+    assert np.array_equal(one.labels, other.labels)
 
 
 def test_a_made_up_genome_is_like_its_model() -> None:
