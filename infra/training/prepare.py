@@ -1,7 +1,4 @@
-"""Reads and calls to the file that training needs: `python -m infra.training.prepare --help`.
-
-Needs a C compiler; training on a GPU machine then needs neither that nor pod5.
-"""
+"""Reads and calls to the file that training needs: `python -m infra.training.prepare --help`."""
 
 from __future__ import annotations
 
@@ -39,6 +36,7 @@ from infra.training.reads import (
     level_table,
     sq_f5c,
 )
+from infra.training.squiggles import Sequences, new_sequences
 
 logger = logging.getLogger(__name__)
 #: Events shorter than this tell too little of where their level lies.
@@ -47,16 +45,18 @@ _LEAST = 6
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What chunks are made of, and the reads that judge a training."""
+    """What chunks are made of (squiggles.py), and the reads that judge a training."""
 
     reads: list[SegmentedRead]
     states: list[Bools]
     levels: Levels
+    sequences: Sequences
     validation: list[CalledRead]
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
         arrays: dict[str, Any] = {"loudness": self.levels.loudness, "tables": self.levels.tables}
+        arrays |= {"bases": self.sequences.bases, "levels": self.sequences.levels.astype(np.float16)}
         arrays |= {f"layer{i}": layer for i, layer in enumerate(self.levels.layers)}
         arrays |= {f"state{i}": state for i, state in enumerate(self.states)}
         named: dict[str, SegmentedRead | CalledRead] = {f"read{i}": read for i, read in enumerate(self.reads)}
@@ -79,8 +79,10 @@ class Prepared:
             return [of(**{field.name: arrays[f"{kind}{i}.{field.name}"] for field in fields(of)}) for i in counts]
 
         levels = Levels(arrays["tables"], arrays["loudness"], all_of("layer"))
+        loudness = levels.loudness[kmers_of(arrays["bases"])]
+        sequences = Sequences(arrays["bases"], arrays["levels"].astype(np.float32), loudness)
         validation = reads("validation", CalledRead)
-        return cls(reads("read", SegmentedRead), all_of("state"), levels, validation)
+        return cls(reads("read", SegmentedRead), all_of("state"), levels, sequences, validation)
 
 
 def learning(reads: Sequence[SegmentedRead], states: Sequence[Bools], table: Floats) -> tuple[Floats, Floats, Floats]:
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help=".npz to write")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--pieces", type=int, default=1500, help="of 4,000 bases, of which chunks are made")
     parser.add_argument("--rounds", type=int, default=4, help="of fitting and aligning")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -152,7 +155,8 @@ def main() -> None:
         reads = aligned(called, states, levels)
         shares = explained(levels, reads, states), explained(levels, aligned(validation, judges, levels), judges)
         logger.info("of the levels' variance about the table's explained: %.3f; in validation reads %.3f", *shares)
-    Prepared(reads, states, levels, validation).save(options.out)
+    sequences = new_sequences([read.bases for read in reads], levels, np.random.default_rng(1), options.pieces)
+    Prepared(reads, states, levels, sequences, validation).save(options.out)
 
 
 if __name__ == "__main__":

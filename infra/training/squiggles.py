@@ -38,8 +38,8 @@ RESPONSE = np.array([0.06, 0.88, 0.06])
 STRENGTH = 0.85
 #: Share of chunks in the pore's other state.
 OTHER_STATE = 0.2
-#: Share of bases that change in a chunk that keeps its sequence, at most: else that is learnt by heart.
-MUTATIONS = 0.2
+#: Share of bases that change in a chunk that keeps its sequence, and noise added, at most: else it is learnt by heart.
+MUTATIONS, HISS = 0.3, 0.08
 #: Bases that a new base of a made-up genome depends on.
 _ORDER = 5
 
@@ -100,14 +100,14 @@ class Simulator:
         samples: int = SAMPLES,
     ) -> None:
         """Set what chunks are made of, `samples` each; `kept` is the share of them that keep their own sequence."""
-        self._samples, self._kept, self._table = samples, kept, levels.tables[0]
+        self._samples, self._kept, self._levels = samples, kept, levels
         self._sequences = sequences
         self._dwells = np.concatenate([plain_dwells(read) for read in reads])
         self._manners = [
             manner for pair in zip(reads, states, strict=True) for manner in manners_of(*pair, levels.loudness)
         ]
         self._shares = _shares([manner.state for manner in self._manners], [manner.events for manner in self._manners])
-        self._reads = [read for read in reads if len(read.residuals) > 3 * samples]
+        self._kept_of = [pair for pair in zip(reads, states, strict=True) if len(pair[0].residuals) > 3 * samples]
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
@@ -163,8 +163,8 @@ class Simulator:
         self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """Take a stretch of a read with its own sequence, of which some bases change; return as `_make` does."""
-        lengths = np.array([len(read.residuals) for read in self._reads])
-        read = self._reads[int(rng.choice(len(lengths), p=lengths / lengths.sum()))]
+        lengths = np.array([len(read.residuals) for read, _ in self._kept_of])
+        read, other = self._kept_of[int(rng.choice(len(lengths), p=lengths / lengths.sum()))]
         while True:
             first = int(rng.integers(0, len(read.level) - 20))
             old = read.starts[first : first + self._samples // 3 + 1]
@@ -176,12 +176,14 @@ class Simulator:
                 break
         own = read.bases[first : first + len(lasted) + KMER - 1]
         bases = mutated(own, rng)
-        change = self._table[kmers_of(bases)] - self._table[kmers_of(own)]
+        here = slice(first, first + len(lasted))
+        change = self._levels.of(bases, other[here]) - self._levels.of(own, other[here])
         places = np.arange(self._samples)
         event = np.searchsorted(borders, places, "right") - 1
         source = np.interp(places, borders, old).astype(np.int64)
-        level = read.offset + read.gain * (read.level[first : first + len(lasted)] + change)
-        return level[event] + noisy * read.residuals[source], bases, event
+        level = read.offset + read.gain * (read.level[here] + change)
+        noise = read.residuals[source] + rng.uniform(0, HISS) * rng.standard_normal(self._samples, np.float32)
+        return level[event] + noisy * noise, bases, event
 
 
 def _drawn(values: npt.NDArray[np.floating], count: int, rng: np.random.Generator) -> npt.NDArray[np.floating]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from infra.training.native import library
 from infra.training.network import Network, widened
 from infra.training.prepare import Prepared
 from infra.training.reads import CalledRead
-from infra.training.squiggles import SAMPLES, Simulator, new_sequences
+from infra.training.squiggles import SAMPLES, Simulator
 
 #: Steps between checkpoints, each with a look at the validation reads.
 CHECKPOINT = 250
@@ -82,21 +84,21 @@ def main() -> None:
     parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="per chunk")
-    parser.add_argument("--kept", type=float, default=0.15, help="share of chunks that keep their own sequence")
+    parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--bfloat16", action="store_true", help="for LSTMs: 1.5 times as fast, where the CPU can")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--pieces", type=int, default=1500, help="of 4,000 bases, of which chunks are made")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     library()  # compiled once, not by each process
     # Else glibc gives memory back to the system after every step, and a seventh of the time goes into getting it again.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
     with tempfile.TemporaryDirectory() as meeting:
-        torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and with it the processes, as they are daemons
+        torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes, daemon=True)
 
 
 def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
@@ -106,9 +108,7 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     torch.manual_seed(options.seed)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
     prepared = Prepared.load(options.prepared)
-    rng = np.random.default_rng(options.seed)
-    sequences = new_sequences([read.bases for read in prepared.reads], prepared.levels, rng, options.pieces)
-    made_of = prepared.reads, prepared.states, sequences, prepared.levels
+    made_of = prepared.reads, prepared.states, prepared.sequences, prepared.levels
     simulator = Simulator(*made_of, kept=options.kept, samples=options.samples)
     network = Network(options.width, options.layers)
     network.bfloat16 = options.bfloat16
