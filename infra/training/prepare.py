@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--pieces", type=int, default=1500, help="of 4,000 bases, of which chunks are made")
-    parser.add_argument("--rounds", type=int, default=4, help="of fitting and aligning")
+    parser.add_argument("--rounds", type=int, default=5, help="of fitting and aligning")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     table, loudness = level_table(options.table)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pod5
 
 from infra.training.native import library, pointer
 
@@ -86,8 +87,6 @@ def scaled(picoampere: Floats) -> Floats:
 
 def sq_f5c(folder: Path) -> list[CalledRead]:
     """Read sq_f5c (hiruna72/squigualiser, MIT): POD5, FASTQ of its calls, and their moves in PAF (tag ss)."""
-    import pod5  # here alone: a machine that trains need not have it
-
     lines = (folder / "sq_f5c_reads.truth.fastq").read_text().splitlines()
     calls = {lines[i][1:].split()[0]: lines[i + 1] for i in range(0, len(lines), 4)}
     moves = {}
