@@ -19,7 +19,7 @@ from tasks.settings import checked, read_toml
 
 BUNDLED = Path(__file__).parent / "models"
 #: What the embedded engine calls with unless told otherwise.
-DEFAULT = "minnow-v4"
+DEFAULT = "minnow-v5"
 
 
 class _Fits(BaseModel):

@@ -195,7 +195,7 @@ def test_identity_at_5_khz(engine: CpuEngine) -> None:
 
 
 def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="minnow-v4"):
+    with pytest.raises(SettingsError, match="minnow-v5"):
         find_model("halibut")
     with pytest.raises(SettingsError, match=r"no folder with one \*\.toml"):
         find_model(str(tmp_path))
@@ -203,10 +203,10 @@ def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:
 
 def test_model_by_folder_and_by_file(tmp_path: Path) -> None:
     bundled = find_model(None)
-    for name in ("minnow-v4.toml", "minnow-v4.onnx"):
+    for name in ("minnow-v5.toml", "minnow-v5.onnx"):
         (tmp_path / name).write_bytes((bundled.weights.parent / name).read_bytes())
     assert find_model(str(tmp_path)).digest == bundled.digest
-    assert find_model(str(tmp_path / "minnow-v4.toml")).weights == tmp_path / "minnow-v4.onnx"
+    assert find_model(str(tmp_path / "minnow-v5.toml")).weights == tmp_path / "minnow-v5.onnx"
 
 
 def test_broken_weights(tmp_path: Path) -> None:
