@@ -1,9 +1,10 @@
 """The level that a pore shows for each 9-mer, by the table, by its state, and by what lies about the 9-mer.
 
-The table (uncalled4's) knows nine bases. What lies before and after them pushes the strand a fraction of a base back
-or on, so that the level moves towards the one before or after: two reads of one sequence agree in 0.6 of the variance
-that the table leaves. Terms that are linear in the bases about hardly show it (0.03 of that variance), how far each
-moves the level towards its neighbours' does (0.15), and a small network that tells how far explains 0.39 (README.md).
+The table (uncalled4's) knows nine bases. What lies before and after them moves their level towards the one before or
+after, as if it pushed the strand a fraction of a base back or on: two reads of one sequence agree in 0.6 of the
+variance that the table leaves. Terms that are linear in the bases about hardly show it (0.03 of that variance), how far
+each moves the level towards its neighbours' does (0.15), and a small network that tells how far explains 0.39
+(README.md).
 
 Reads also go over, for thousands of bases, into a state in which levels lie off the table's in another way.
 """
