@@ -21,7 +21,8 @@ from infra.training.reads import KMER, CalledRead, Floats, SegmentedRead, kmers_
 
 #: Bases that may matter, counted from the first of the 9-mer.
 FIRST, LAST = -8, 18
-#: How a level may move: by so much; towards the neighbours' levels; towards theirs; in proportion to itself.
+#: How many ways a level may move (`moves_of`): by a constant, towards the levels next to it, along with the steps
+#: between levels further off, in proportion to itself.
 MOVES = 7
 #: Events of fewer samples tell little of offset and noise; those further off, scaled units, were misaligned.
 LONG, FAR = 4, 0.4
@@ -37,8 +38,8 @@ class Levels:
     """Levels of 9-mers, in units of the table's standard deviation.
 
     `tables`, of shape (2, 4**9), are those of the usual state and the other; `loudness` tells how strong the noise is
-    within events of each 9-mer. `layers`, weights and biases in turn, tell
-    from the bases FIRST to LAST, one-hot, how far each of the MOVES goes.
+    within events of each 9-mer. `layers`, weights and biases in turn, with ReLU between, tell from the bases FIRST to
+    LAST, one-hot, how far each of the MOVES goes; without any, nothing moves.
     """
 
     tables: Floats
@@ -107,13 +108,13 @@ def in_both_states(
 ) -> tuple[list[SegmentedRead], list[Bools], Levels]:
     """Align reads with their calls; return them, which of their events are in the other state, and both tables.
 
-    The levels of the other state, and where they lie, are found in turn: by pairs of bases first, then by triples. On a
-    read that was not fitted, it brings the standard deviation of that state's offsets from 0.21 to 0.16 of the levels';
-    in the usual state that is 0.13.
+    The levels of the other state are fitted and the reads aligned by them in turn: by pairs of bases first, then by
+    triples. On a read that was not fitted, it brings the standard deviation of that state's offsets from 0.21 to 0.16
+    of the levels'; in the usual state that is 0.13.
     """
-    levels = Levels(np.stack([table, table]), loudness, [])
     reads = [segmented(read, table[kmers_of(read.bases)]) for read in called]
     states = [in_other_state(read) for read in reads]
+    levels = Levels(np.stack([table, table]), loudness, [])
     for bases in (2, 2, 3, 3):
         levels = Levels(np.stack([table, table + other_state(reads, states, table, bases)]), loudness, [])
         reads = aligned(called, states, levels)

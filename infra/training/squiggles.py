@@ -108,6 +108,7 @@ class Simulator:
         ]
         self._shares = _shares([manner.state for manner in self._manners], [manner.events for manner in self._manners])
         self._kept_of = [pair for pair in zip(reads, states, strict=True) if len(pair[0].residuals) > 3 * samples]
+        self._kept_lengths = np.array([len(read.residuals) for read, _ in self._kept_of], float)
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
@@ -122,7 +123,7 @@ class Simulator:
             draw = self._keep if rng.random() < self._kept else self._make
             signal[i], bases, event = draw(uneven, noisy, rng)
             context[i] = bases[event[middles] + FIRST_AUX + np.arange(AUX)]
-            lengths[i] = min(event[-1], frames)
+            lengths[i] = event[-1]
             labels[i, : lengths[i]] = bases[NEWEST + 1 : NEWEST + 1 + lengths[i]] + 1
             hiss, scale, shift = noisy * rng.uniform(0, 0.05), 1 + noisy * rng.normal(0, 0.04), rng.normal(0, 0.05)
             signal[i] += hiss * rng.standard_normal(self._samples, np.float32)
@@ -163,8 +164,8 @@ class Simulator:
         self, uneven: float, noisy: float, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """Take a stretch of a read with its own sequence, of which some bases change; return as `_make` does."""
-        lengths = np.array([len(read.residuals) for read, _ in self._kept_of])
-        read, other = self._kept_of[int(rng.choice(len(lengths), p=lengths / lengths.sum()))]
+        number = rng.choice(len(self._kept_of), p=self._kept_lengths / self._kept_lengths.sum())
+        read, other = self._kept_of[int(number)]
         while True:
             first = int(rng.integers(0, len(read.level) - 20))
             old = read.starts[first : first + self._samples // 3 + 1]
@@ -249,7 +250,7 @@ def mutated(bases: npt.NDArray[np.int8], rng: np.random.Generator) -> npt.NDArra
 
 
 def new_sequences(
-    like: Sequence[npt.NDArray[np.int8]], levels: Levels, rng: np.random.Generator, pieces: int = 4000
+    like: Sequence[npt.NDArray[np.int8]], levels: Levels, rng: np.random.Generator, pieces: int
 ) -> Sequences:
     """Return so many pieces of 4,000 bases: 0.6 of them like the given ones, the others random, with repeats put in."""
     own = int(0.6 * pieces)

@@ -27,7 +27,7 @@ from infra.training.ctc import Ctc
 from infra.training.muon import Muon
 from infra.training.native import library
 from infra.training.network import Network, widened
-from infra.training.prepare import Prepared
+from infra.training.prepared import Prepared
 from infra.training.reads import CalledRead
 from infra.training.squiggles import SAMPLES, Simulator
 
