@@ -25,12 +25,13 @@ from deployments.install import FILE, filled_in
 from flows.basecall import basecall_flow
 from flows.telling import ALIVE, tell
 from flows.watch import watch_flow
+from infra.prefect_server import prefect_api
 from infra.processes import end, spawn
 from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tasks.watch_settings import resolve_watch
 from tests.making import damage_signal, write_pod5
-from tests.servers import wait_until, webhook
+from tests.servers import postgres, wait_until, webhook
 from tests.slurm import SITE
 from tests.test_readme import BLOCKS, LINES
 
@@ -53,6 +54,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deployed")
     write_pod5(folder / "data" / "run" / "0.pod5", [20_000] * 6)
     return folder
+
+
+@pytest.fixture(scope="module")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server on PostgreSQL: automations and deployments write much at once, and SQLite's writers wait a minute."""
+    home = tmp_path_factory.mktemp("prefect_on_postgres")
+    with postgres() as database, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_HOME", str(home))
+        patch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", database.replace("postgresql:", "postgresql+asyncpg:"))
+        with prefect_api(log_folder=home, announce=lambda _: None) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")
