@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infra.training.levels import Bools, Levels
-from infra.training.reads import CalledRead, SegmentedRead, kmers_of
+from infra.training.reads import CalledRead, SegmentedRead
 from infra.training.squiggles import Sequences
 
 
@@ -49,7 +49,6 @@ class Prepared:
             return [of(**{field.name: arrays[f"{kind}{i}.{field.name}"] for field in fields(of)}) for i in counts]
 
         levels = Levels(arrays["tables"], arrays["loudness"], all_of("layer"))
-        loudness = levels.loudness[kmers_of(arrays["bases"])]
-        sequences = Sequences(arrays["bases"], arrays["levels"].astype(np.float32), loudness)
+        sequences = Sequences(arrays["bases"], arrays["levels"].astype(np.float32))
         validation = reads("validation", CalledRead)
         return cls(reads("read", SegmentedRead), all_of("state"), levels, sequences, validation)

@@ -3,8 +3,9 @@
 A few reads are all there is, and a network soon knows them by heart. Their time and noise, though, hardly depend on
 what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each event lasts, how far it lies
 off its level, and the noise within it. A chunk here takes these from one read in one state, the last two from events of
-9-mers about as loud as the new ones, and puts levels of a new sequence (levels.py) under them. A few chunks are
-stretches of a read as it is, but for some bases.
+9-mers about as loud as the new ones, and puts levels of a new sequence (levels.py) under them. Or it takes a stretch of
+the read's own sequence, but for some bases, and how far its events lie off their levels, which depends on what lies
+about them in ways that levels.py doesn't know; time and noise are new then too, as these are what is known by heart.
 
 Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
 level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infra.training.levels import WINDOW, Bools, Levels, good
+from infra.training.levels import FAR, WINDOW, Bools, Levels, good
 from infra.training.reads import KMER, NEWEST, Floats, SegmentedRead, kmers_of
 
 #: Of the 9-mer's bases those that the auxiliary loss asks for: the first, and how many.
@@ -27,19 +28,19 @@ FIRST_AUX, AUX = 2, 7
 SAMPLES, STRIDE = 2004, 3
 #: Levels of neighbours this far apart, in the table's units, leave no doubt where an event begins and ends.
 PLAIN = 0.8
-#: Of events in order of their loudness, how far from a new one's own rank the one may lie that it takes its noise from.
-ALIKE = 0.05
+#: How far events may lie apart in what noise depends on: ranks by loudness, octaves of dwell, steps in level (table
+#: units), and what an event is off by (scaled units).
+RANK, OCTAVE, STEP, AWAY = 0.1, 0.25, 0.3, 0.05
 #: Samples of an even base, and those beyond which an event is a stall, which says nothing of a read's speed.
 EVEN, STALL = 10.0, 60
-#: Impulse response of the amplifier's filter at 4 kHz, beside the averaging over a sample.
-RESPONSE = np.array([0.06, 0.88, 0.06])
-#: Noise and offsets are in part what alignment got wrong: with this share of them, differences between samples are
-#: distributed as in reads, and new sequences are as hard as reads.
-STRENGTH = 0.85
+#: Noise and offsets are in part what alignment got wrong: with all of them, new sequences are harder than reads.
+STRENGTH = 0.9
 #: Share of chunks in the pore's other state.
 OTHER_STATE = 0.2
-#: Share of bases that change in a chunk that keeps its sequence, and noise added, at most: else it is learnt by heart.
-MUTATIONS, HISS = 0.3, 0.08
+#: Share of bases that change, at most, in a chunk with a read's own sequence: else it is learnt by heart.
+MUTATIONS = 0.3
+#: Of these chunks, the share that also keeps the read's own time and noise.
+ITSELF = 0.5
 #: Bases that a new base of a made-up genome depends on.
 _ORDER = 5
 
@@ -63,27 +64,53 @@ class Chunks:
 class Manner:
     """How one state of one read goes.
 
-    Its events, from the quietest 9-mer (`loudness`, by the table) to the loudest: how far off their levels they lie
-    (`offsets`, scaled units), and where the noise within them starts in `noise`. `speeds`: mean dwells of its windows.
+    `events` are those to take noise from, and `forms`, (5, events), what it depends on (`form_of`). `off`: how far off
+    all events lie, NaN where that isn't known. `share`: events in the state. `speeds`: mean dwells of windows.
     """
 
     read: SegmentedRead
+    other: Bools
+    off: Floats
     state: int
-    events: int
-    loudness: Floats
-    offsets: Floats
-    starts: npt.NDArray[np.int64]
-    noise: Floats
+    share: int
+    events: npt.NDArray[np.int64]
+    forms: Floats
     speeds: npt.NDArray[np.float64]
+
+    def alike(self, form: Floats, but: slice, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Find, for new events of this form, the most alike of half of the read's events, but for some."""
+        among = np.flatnonzero((rng.random(len(self.events)) < 0.5) & ~_within(self.events, but))
+        forms = self.forms[:, among]
+        unknown = np.isnan(form[-1])
+        known = np.where(np.isnan(form), 0, form)
+        # Squared distances, less what is the same for all events of the read.
+        apart = (forms[:-1] ** 2).sum(axis=0) + np.outer(~unknown, forms[-1] ** 2) - 2 * known.T @ forms
+        return self.events[among[apart.argmin(axis=1)]]
+
+
+def form_of(
+    ranks: npt.NDArray[np.floating], level: Floats, dwells: npt.NDArray[np.int64], off: npt.NDArray[np.floating]
+) -> Floats:
+    """Return what the noise of events depends on, (5, events), in units of what makes as much of a difference.
+
+    That is how loud their 9-mers are, how long they last, the steps before and after them, how far off they lie.
+    """
+    step = np.diff(level) / STEP
+    form = ranks / RANK, np.log2(dwells) / OCTAVE, np.insert(step, 0, 0), np.append(step, 0), off / AWAY
+    return np.stack(form).astype(np.float32)
+
+
+def _within(events: npt.NDArray[np.int64], part: slice) -> Bools:
+    within: Bools = (events >= part.start) & (events < part.stop)
+    return within
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """New sequences, one after the other, and of each 9-mer its level in either state, (2, 9-mers), and loudness."""
+    """New sequences, one after the other, and of each 9-mer its level in either state, (2, 9-mers)."""
 
     bases: npt.NDArray[np.int8]
     levels: Floats
-    loudness: Floats
 
 
 class Simulator:
@@ -103,12 +130,11 @@ class Simulator:
         self._samples, self._kept, self._levels = samples, kept, levels
         self._sequences = sequences
         self._dwells = np.concatenate([plain_dwells(read) for read in reads])
+        self._ranks = levels.loudness.argsort(kind="stable").argsort() / len(levels.loudness)
         self._manners = [
-            manner for pair in zip(reads, states, strict=True) for manner in manners_of(*pair, levels.loudness)
+            manner for pair in zip(reads, states, strict=True) for manner in manners_of(*pair, self._ranks)
         ]
-        self._shares = _shares([manner.state for manner in self._manners], [manner.events for manner in self._manners])
-        self._kept_of = [pair for pair in zip(reads, states, strict=True) if len(pair[0].residuals) > 3 * samples]
-        self._kept_lengths = np.array([len(read.residuals) for read, _ in self._kept_of], float)
+        self._shares = _shares([manner.state for manner in self._manners], [manner.share for manner in self._manners])
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
@@ -120,79 +146,90 @@ class Simulator:
         middles = np.arange(frames)[:, None] * STRIDE + STRIDE // 2
         for i in range(chunks):
             uneven, noisy = rng.uniform(*difficulty, 2)
-            draw = self._keep if rng.random() < self._kept else self._make
-            signal[i], bases, event = draw(uneven, noisy, rng)
+            strength = noisy * np.exp(noisy * rng.normal(0, 0.2))
+            manner = self._manners[int(np.searchsorted(self._shares, rng.random()))]
+            kind = rng.random()
+            first = self._first(manner, rng) if kind < self._kept else None
+            lasted = manner.read.dwells[first:] if first is not None and kind < ITSELF * self._kept else None
+            starts = self._starts(manner, lasted, uneven, rng)
+            dwells = np.diff(starts)
+            here = slice(first, first + len(dwells)) if first is not None else slice(0, 0)
+            bases, level = self._new(manner, len(dwells), rng) if first is None else self._own(manner, here, rng)
+            if lasted is not None:
+                noise = residuals(manner.read, np.arange(here.start, here.stop), dwells)
+            else:
+                off = np.full(len(dwells), np.nan) if first is None else manner.off[here]
+                form = form_of(self._ranks[kmers_of(bases)], level, dwells, off)
+                noise = STRENGTH * residuals(manner.read, manner.alike(form, here, rng), dwells, off)
+            event = np.repeat(np.arange(len(dwells)), dwells)[-starts[0] :][: self._samples]
+            noise = noise[-starts[0] :][: self._samples]
+            signal[i] = manner.read.offset + manner.read.gain * level[event] + strength * noise
             context[i] = bases[event[middles] + FIRST_AUX + np.arange(AUX)]
             lengths[i] = event[-1]
             labels[i, : lengths[i]] = bases[NEWEST + 1 : NEWEST + 1 + lengths[i]] + 1
-            hiss, scale, shift = noisy * rng.uniform(0, 0.05), 1 + noisy * rng.normal(0, 0.04), rng.normal(0, 0.05)
+            hiss, scale, shift = noisy * rng.uniform(0, 0.04), 1 + noisy * rng.normal(0, 0.04), rng.normal(0, 0.05)
             signal[i] += hiss * rng.standard_normal(self._samples, np.float32)
             signal[i] = signal[i] * scale + noisy * shift
         return Chunks(np.clip(signal, -4, 4), labels[:, : lengths.max()], lengths, context)
 
-    def _make(
-        self, uneven: float, noisy: float, rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-        """Make signal of a new sequence; return it, the bases, and of each sample the event."""
-        manner = self._manners[int(np.searchsorted(self._shares, rng.random()))]
-        read, count = manner.read, self._samples // 3
-        mean = _mean_dwell(float(_drawn(manner.speeds, 1, rng)[0]), uneven, rng)
-        dwell = mean * _drawn(self._dwells, count, rng) ** uneven
+    def _first(self, manner: Manner, rng: np.random.Generator) -> int | None:
+        """Draw an event of the read in that state, with enough of them after it; return None when there is none."""
+        firsts = np.flatnonzero(manner.other[: max(len(manner.other) - self._samples // 3, 0)] == manner.state)
+        return int(rng.choice(firsts)) if len(firsts) else None
+
+    def _starts(
+        self, manner: Manner, lasted: npt.NDArray[np.int64] | None, uneven: float, rng: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        """Draw where events begin, the first before the chunk, and where the last one ends, beyond it.
+
+        They last about as long as `lasted` tells, if it does.
+        """
+        count = self._samples // 3
+        if lasted is None:
+            speed, relative = float(_drawn(manner.speeds, 1, rng)[0]), _drawn(self._dwells, count, rng)
+        else:
+            speed = float(lasted[:count].mean())
+            relative = lasted[:count] / speed
+        dwell = EVEN * (speed / EVEN * np.exp(rng.normal(0, 0.1)) * relative) ** uneven
         dwell *= np.exp(0.1 * uneven * rng.standard_normal(count, np.float32))
-        borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-        count = min(int(np.searchsorted(borders, self._samples + 1)), count)  # what lies beyond is not needed
-        borders, dwell = borders[: count + 1], dwell[:count]
+        dwells = np.maximum(np.rint(dwell), 2).astype(np.int64)
+        starts = np.insert(np.cumsum(dwells), 0, 0) - rng.integers(0, dwells[0])
+        return starts[: int(np.searchsorted(starts, self._samples)) + 1]
+
+    def _new(self, manner: Manner, count: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.int8], Floats]:
+        """Take so many events of a new sequence: bases, and levels of their 9-mers."""
         first = int(rng.integers(0, len(self._sequences.bases) - count - KMER))
         bases = self._sequences.bases[first : first + count + KMER - 1]
-        alike = np.searchsorted(manner.loudness, self._sequences.loudness[first : first + count])
-        alike = np.clip(alike / len(manner.loudness) + rng.uniform(-ALIKE, ALIKE, count), 0, 1)
-        donor = (alike * (len(manner.loudness) - 1)).astype(np.int64)
-        strength = STRENGTH * noisy * np.exp(noisy * rng.normal(0, 0.2))
-        level = read.offset + read.gain * self._sequences.levels[manner.state, first : first + count]
-        level = level + strength * manner.offsets[donor]
-        # Each sample is the average current of its time, whatever changes within it.
-        charge = np.concatenate(([0.0], np.cumsum(level * dwell)))
-        signal = np.diff(np.interp(np.arange(-1, self._samples + 2), borders, charge))
-        signal = np.convolve(signal, RESPONSE, "valid")
-        places = np.arange(self._samples)
-        event = np.searchsorted(borders, places, "right") - 1
-        since = places - np.ceil(borders[event]).astype(np.int64)
-        signal += strength * np.take(manner.noise, manner.starts[donor[event]] + since, mode="wrap")
-        return signal, bases, event
+        return bases, self._sequences.levels[manner.state, first : first + count]
 
-    def _keep(
-        self, uneven: float, noisy: float, rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-        """Take a stretch of a read with its own sequence, of which some bases change; return as `_make` does."""
-        number = rng.choice(len(self._kept_of), p=self._kept_lengths / self._kept_lengths.sum())
-        read, other = self._kept_of[int(number)]
-        while True:
-            first = int(rng.integers(0, len(read.level) - 20))
-            old = read.starts[first : first + self._samples // 3 + 1]
-            lasted = np.diff(old)
-            mean = _mean_dwell(lasted.mean(), uneven, rng)
-            dwell = mean * (lasted / lasted.mean()) ** uneven * rng.lognormal(0, 0.1 * uneven, len(lasted))
-            borders = np.concatenate(([0.0], np.cumsum(dwell))) - dwell[0] * rng.random()
-            if borders[-1] > self._samples:
-                break
-        own = read.bases[first : first + len(lasted) + KMER - 1]
-        bases = mutated(own, rng)
-        here = slice(first, first + len(lasted))
-        change = self._levels.of(bases, other[here]) - self._levels.of(own, other[here])
-        places = np.arange(self._samples)
-        event = np.searchsorted(borders, places, "right") - 1
-        source = np.interp(places, borders, old).astype(np.int64)
-        level = read.offset + read.gain * (read.level[here] + change)
-        noise = read.residuals[source] + rng.uniform(0, HISS) * rng.standard_normal(self._samples, np.float32)
-        return level[event] + noisy * noise, bases, event
+    def _own(self, manner: Manner, here: slice, rng: np.random.Generator) -> tuple[npt.NDArray[np.int8], Floats]:
+        """Take events of the read's own sequence, some of whose bases change."""
+        bases = mutated(manner.read.bases[here.start : here.stop + KMER - 1], rng)
+        return bases, self._levels.of(bases, manner.other[here])
+
+
+def residuals(
+    read: SegmentedRead,
+    events: npt.NDArray[np.int64],
+    dwells: npt.NDArray[np.int64],
+    off: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return what the samples of these events of a read are off by, in the order given, each for another dwell.
+
+    What an event is off by as a whole gives way to what `off` tells, where it tells anything. One begins as it does in
+    the read and ends as it does there; amid one that was shorter there, something comes twice.
+    """
+    event = np.repeat(np.arange(len(events)), dwells)
+    since = np.arange(len(event)) - np.repeat(np.cumsum(dwells) - dwells, dwells)
+    left = dwells[event] - 1 - since
+    lasted = read.dwells[events][event]
+    place = np.where(since <= left, since % lasted, lasted - 1 - left % lasted)
+    found: npt.NDArray[np.float64] = read.residuals[read.starts[events][event] + place].astype(float)
+    return found if off is None else found + np.where(np.isnan(off), 0, off - read.offsets[events])[event]
 
 
 def _drawn(values: npt.NDArray[np.floating], count: int, rng: np.random.Generator) -> npt.NDArray[np.floating]:
     return values[rng.integers(0, len(values), count)]
-
-
-def _mean_dwell(speed: float, uneven: float, rng: np.random.Generator) -> float:
-    return float(EVEN * (speed / EVEN * np.exp(rng.normal(0, 0.1))) ** uneven)
 
 
 def _shares(states: Sequence[int], events: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -223,23 +260,17 @@ def plain_dwells(read: SegmentedRead) -> npt.NDArray[np.float64]:
     return (read.dwells / local_means(read.dwells))[1:-1][plain]
 
 
-def manners_of(read: SegmentedRead, other: Bools, loudness: Floats) -> list[Manner]:
+def manners_of(read: SegmentedRead, other: Bools, ranks: npt.NDArray[np.float64]) -> list[Manner]:
     """Return a read's manner in each of the states that it stays in for at least a window."""
-    dwells, offsets = read.dwells, read.offsets
-    usable = good(read)
-    noise = read.residuals - np.repeat(offsets, dwells)
-    loud = loudness[kmers_of(read.bases)]
+    near = np.abs(read.offsets) < FAR
+    off = np.where(good(read), read.offsets, np.nan).astype(np.float32)
+    forms = form_of(ranks[kmers_of(read.bases)], read.level, read.dwells, read.offsets)
     found = []
     for state in (0, 1):
-        here = usable & (other == state)
-        within = np.repeat(here, dwells)
-        within[read.starts[:-1]] = within[read.starts[1:] - 1] = False  # borders lie amid these
-        if (other == state).sum() >= WINDOW and here.any():
-            order = np.flatnonzero(here)[np.argsort(loud[here], kind="stable")]
-            starts = np.cumsum(within)[read.starts[order]]
-            speeds = local_means(dwells)[other == state][:: WINDOW // 4]
-            drawn = loud[order], offsets[order].astype(np.float32), starts, noise[within].astype(np.float32)
-            found.append(Manner(read, state, int((other == state).sum()), *drawn, speeds))
+        share, events = int((other == state).sum()), np.flatnonzero(near & (other == state))
+        if share >= WINDOW and len(events):
+            speeds = local_means(read.dwells)[other == state][:: WINDOW // 4]
+            found.append(Manner(read, other, off, state, share, events, forms[:, events], speeds))
     return found
 
 
@@ -257,7 +288,7 @@ def new_sequences(
     bases = np.concatenate((made_up_genome(like, rng, own), *(random_sequence(rng) for _ in range(pieces - own))))
     kmers = kmers_of(bases)
     shown = levels.tables[:, kmers] + levels.moved(bases, levels.tables[0, kmers])
-    return Sequences(bases, shown, levels.loudness[kmers])
+    return Sequences(bases, shown)
 
 
 def random_sequence(rng: np.random.Generator, length: int = 4000) -> npt.NDArray[np.int8]:

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=int, default=10_000, help="steps until all is at full difficulty")
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="per chunk")
-    parser.add_argument("--kept", type=float, default=0.25, help="share of chunks that keep their own sequence")
+    parser.add_argument("--kept", type=float, default=0.5, help="share of chunks that keep their own sequence")
     parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
@@ -96,6 +96,7 @@ def main() -> None:
     library()  # compiled once, not by each process
     # Else glibc gives memory back to the system after every step, and a seventh of the time goes into getting it again.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads wait for each other on cores that are taken
     with tempfile.TemporaryDirectory() as meeting:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and with it the processes, as they are daemons
         torch.multiprocessing.spawn(train, (options, f"file://{meeting}/place"), options.processes, daemon=True)

@@ -14,19 +14,24 @@ from infra.training.native import library, pointer
 from infra.training.prepared import Prepared
 from infra.training.reads import KMER, NEWEST, CalledRead, SegmentedRead, kmers_of, segmented
 from infra.training.squiggles import (
+    AWAY,
     SAMPLES,
     STRIDE,
+    Chunks,
     Simulator,
+    form_of,
     made_up_genome,
     manners_of,
     new_sequences,
     plain_dwells,
     random_sequence,
+    residuals,
 )
 from tests.data import program
 
 TABLE = np.random.default_rng(9).standard_normal(4**KMER).astype(np.float32)
 LOUD = np.random.default_rng(8).random(4**KMER).astype(np.float32)
+RANKS = LOUD.argsort().argsort() / len(LOUD)
 LEVELS = Levels(np.stack([TABLE, TABLE]), LOUD, [])
 
 
@@ -133,37 +138,59 @@ def test_what_is_drawn_from_a_read_is_what_was_put_in() -> None:
     dwells = plain_dwells(read)
     assert dwells.mean() == pytest.approx(1, abs=0.05)
     assert np.quantile(dwells, [0, 1]) == pytest.approx([3 / 11, 19 / 11], abs=0.2)
-    (manner,) = manners_of(read, np.zeros(len(read.level), bool), LOUD)
-    assert manner.noise.std() == pytest.approx(0.05, abs=0.01)
-    assert manner.offsets.std() == pytest.approx(0.05 / np.sqrt(11), abs=0.01)
+    (manner,) = manners_of(read, np.zeros(len(read.level), bool), RANKS)
     assert manner.speeds == pytest.approx(11, abs=1)
+    assert np.nanstd(manner.off) == pytest.approx(0.05 / np.sqrt(11), abs=0.01)
+
+
+def test_events_give_their_residuals_to_events_of_other_dwells() -> None:
+    called = called_read(noise=0.05)[0]
+    read = segmented(called, TABLE[kmers_of(called.bases)])
+    events = np.array([40, 7, 300])
+    ranges = [range(*read.starts[event : event + 2]) for event in events]
+    same = residuals(read, events, read.dwells[events])
+    assert np.array_equal(same, np.concatenate([read.residuals[list(one)] for one in ranges]))
+    for dwells in (read.dwells[events] + 4, np.maximum(read.dwells[events] - 2, 2)):
+        found = residuals(read, events, dwells)
+        ends = np.cumsum(dwells)
+        assert found[ends - dwells] == pytest.approx([read.residuals[one[0]] for one in ranges])
+        assert found[ends - 1] == pytest.approx([read.residuals[one[-1]] for one in ranges])
+    off = np.array([0.3, np.nan, -0.1])
+    means = np.add.reduceat(residuals(read, events, read.dwells[events], off), [0, *read.dwells[events].cumsum()[:2]])
+    assert means / read.dwells[events] == pytest.approx([0.3, read.offsets[7], -0.1])
 
 
 def test_a_short_stay_in_the_other_state_is_no_manner_of_its_own() -> None:
     called = called_read(1200, noise=0.05)[0]
     read = segmented(called, TABLE[kmers_of(called.bases)])
     other = np.arange(len(read.level)) < 500
-    assert [manner.state for manner in manners_of(read, other, LOUD)] == [0, 1]
+    assert [manner.state for manner in manners_of(read, other, RANKS)] == [0, 1]
     other = np.arange(len(read.level)) < 100
-    assert [manner.state for manner in manners_of(read, other, LOUD)] == [0]
+    assert [manner.state for manner in manners_of(read, other, RANKS)] == [0]
 
 
-def test_loud_nine_mers_are_loud_in_what_is_made() -> None:
+def test_noise_comes_from_events_that_are_alike() -> None:
     rng = np.random.default_rng(6)
     bases = rng.integers(0, 4, 6008).astype(np.int8)
-    loud = LOUD[kmers_of(bases)]
-    noise = np.repeat(np.where(loud > 0.5, 0.1, 0.01), 10) * rng.standard_normal(60_000)
     level = TABLE[kmers_of(bases)]
-    read = SegmentedRead(bases, level, np.arange(0, 60_001, 10), noise.astype(np.float32), 0.0, 0.75)
-    (manner,) = manners_of(read, np.zeros(6000, bool), LOUD)
-    inside = manner.starts[:, None] + np.arange(8)
-    heard = manner.noise[inside].std(axis=1)
-    assert (np.diff(manner.loudness) >= 0).all()
-    assert heard[manner.loudness < 0.5].mean() == pytest.approx(0.01, rel=0.2)
-    assert heard[manner.loudness > 0.5].mean() == pytest.approx(0.1, rel=0.2)
+    starts = np.insert(np.cumsum(rng.integers(3, 20, 6000)), 0, 0)
+    noise = 0.1 * rng.standard_normal(starts[-1], np.float32)
+    read = SegmentedRead(bases, level, starts, noise, 0.0, 0.75)
+    (manner,) = manners_of(read, np.zeros(6000, bool), RANKS)
+    new = rng.integers(0, 4, 308).astype(np.int8)
+    dwells, unknown = rng.integers(3, 20, 300), np.full(300, np.nan)
+    form = form_of(RANKS[kmers_of(new)], TABLE[kmers_of(new)], dwells, unknown)
+    found = manner.alike(form, slice(1000, 2000), rng)
+    assert not ((found >= 1000) & (found < 2000)).any()
+    theirs = form_of(RANKS[kmers_of(bases)], level, read.dwells, read.offsets)
+    apart = np.sqrt(((theirs[:4, found] - form[:4]) ** 2).sum(axis=0))
+    others = np.sqrt(((theirs[:4, rng.integers(1, 5999, 300)] - form[:4]) ** 2).sum(axis=0))
+    assert np.median(apart) < 0.3 * np.median(others)
+    form[4] = 0.1 / AWAY
+    assert np.mean(read.offsets[manner.alike(form, slice(0, 0), rng)]) > 0.03 > abs(np.mean(read.offsets[found]))
 
 
-def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_chunks_have_the_reads_own_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(squiggles, "MUTATIONS", 0.0)
     read, drawing = simulator(kept=1.0)
     chunks = drawing.draw(4, (1.0, 1.0), np.random.default_rng(2))
@@ -171,6 +198,28 @@ def test_kept_chunks_are_the_reads_own(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [label[:length] for label, length in zip(chunks.labels, chunks.lengths, strict=True)]
     assert all("".join(map(str, label)) in own for label in labels)
     assert all(len(label) <= SAMPLES // STRIDE for label in labels)
+
+
+def test_kept_chunks_have_the_offsets_of_their_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a read's events are off by is all that differs between two draws, and comes in the order of the events."""
+    monkeypatch.setattr(squiggles, "MUTATIONS", 0.0)
+    rng = np.random.default_rng(7)
+    bases = rng.integers(0, 4, 6008).astype(np.int8)
+    level, starts, above = TABLE[kmers_of(bases)], np.arange(0, 60_001, 10), rng.random(6000) < 0.5
+    sequences = new_sequences([bases], LEVELS, rng, pieces=5)
+
+    def drawn(off: np.ndarray) -> Chunks:
+        read = SegmentedRead(bases, level, starts, np.repeat(off, 10).astype(np.float32), 0.0, 0.75)
+        drawing = Simulator([read], [np.zeros(6000, bool)], sequences, LEVELS, kept=1.0)
+        return drawing.draw(4, (1.0, 1.0), np.random.default_rng(8))
+
+    chunks, without = drawn(np.where(above, 0.2, -0.2)), drawn(np.zeros(6000))
+    own = "".join(map(str, bases + 1))
+    for label, length, off in zip(chunks.labels, chunks.lengths, chunks.signal - without.signal, strict=True):
+        first = own.index("".join(map(str, label[:length]))) - NEWEST - 1
+        clear = off[np.abs(off) > 0.08] > 0
+        changes = np.diff(above[first : first + length + 1]).sum()  # the first and the last event hardly show
+        assert np.diff(clear).sum() == pytest.approx(changes, abs=2)
 
 
 def test_the_other_state_is_what_some_windows_have_in_common() -> None:
@@ -238,7 +287,6 @@ def test_what_is_prepared_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert np.array_equal(found.reads[1].residuals, read.residuals)
     assert np.array_equal(found.states[1], written.states[1])
     assert np.array_equal(found.levels.layers[0], weights)
-    assert np.array_equal(found.sequences.loudness, sequences.loudness)
     assert found.sequences.levels == pytest.approx(sequences.levels, rel=1e-3, abs=1e-4)
 
 
