@@ -1,11 +1,12 @@
 """Squiggles of new sequences in the time and noise of real reads: what the network learns from.
 
-A few reads are all there is, and a network soon knows them by heart. Their time and noise, though, hardly depend on
-what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each event lasts, how far it lies
-off its level, and the noise within it. A chunk here takes these from one read in one state, the last two from events of
-9-mers about as loud as the new ones, and puts levels of a new sequence (levels.py) under them. Or it takes a stretch of
-the read's own sequence, but for some bases, and how far its events lie off their levels, which depends on what lies
-about them in ways that levels.py doesn't know; time and noise are new then too, as these are what is known by heart.
+A few reads are all there is, and a network soon knows them by heart, their noise above all. Their time and noise,
+though, hardly depend on what was sequenced: cut into events (reads.py), a read is a level per 9-mer, how long each
+event lasts, and by how much its samples differ from the level. A chunk here has levels of a new sequence (levels.py),
+the speed of one read in one state, and the differences of events of this read that are about as loud, last about as
+long, and lie between like steps: these tell most of what goes on where levels change. Or it has a stretch of the
+read's own sequence, but for some bases, and lies off its levels as the read does, which depends on what lies about in
+ways that levels.py doesn't know, with time and noise drawn like those of new sequences, or with its own.
 
 Difficulty goes from 0 (every base takes as long, no noise) to 1 (as the reads are), for dwells and noise apart. What a
 level says of its nine bases is learnt where it is easy to see; a network that starts at 1 takes many times as long.
