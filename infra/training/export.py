@@ -67,11 +67,8 @@ def export(state: dict[str, Any], layers: int, blank: float) -> onnx.ModelProto:
 
 
 def mean(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the mean of networks: better than each, where their trainings ended in one basin."""
-    return {
-        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
-        for name, value in states[-1].items()
-    }
+    """Return the mean of networks, in float32: better than each, where their trainings ended in one basin."""
+    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[-1]}
 
 
 def main() -> None:
