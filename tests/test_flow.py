@@ -145,7 +145,7 @@ def test_two_runs_on_one_folder_are_refused(data: Path, tmp_path: Path, prefect_
     [
         (["--engine", "gpu"], "engine.kind: 'gpu'"),
         (["--batch-samples", "5"], "batch_samples: 5"),
-        (["--model", "nothing"], "engine.model: 'nothing' is no bundled model (minnow-v5)"),
+        (["--model", "nothing"], "engine.model: 'nothing' is no bundled model (minnow-v6)"),
         (["--site", "mars"], "site: 'mars'"),
         (["--site", "confined.toml"], "outside the folders that site confined allows: /srv/runs"),
     ],

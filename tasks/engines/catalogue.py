@@ -19,7 +19,7 @@ from tasks.settings import checked, read_toml
 
 BUNDLED = Path(__file__).parent / "models"
 #: What the embedded engine calls with unless told otherwise.
-DEFAULT = "minnow-v5"
+DEFAULT = "minnow-v6"
 
 
 class _Fits(BaseModel):

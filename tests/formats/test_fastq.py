@@ -6,7 +6,7 @@ from tasks.core.calls import BasecalledRead, EngineIdentity
 from tasks.formats.fastq import FastqFormatter, HeaderProfile, timestamp
 from tests.making import read, run_info
 
-CPU = EngineIdentity(engine="cpu", version="1", model="minnow-v5", model_digest="", stride=3)
+CPU = EngineIdentity(engine="cpu", version="1", model="minnow-v6", model_digest="", stride=3)
 GPU = EngineIdentity(engine="dorado", version="1", model="hac@v5", model_digest="", stride=6, gpu="NVIDIA_H200")
 ID = "00000000-0000-4000-8000-000000000001"
 CALL = BasecalledRead(
@@ -34,7 +34,7 @@ RUN = "11111111-2222-4333-8444-555555555555"
             CALL,
             f"{ID} runid={RUN} ch=17 start_time=2026-11-22T08:30:02.000+00:00 flow_cell_id=FAX12345 "
             f"protocol_group_id=experiment_1 sample_id=sample-7 parent_read_id={ID} "
-            "basecall_model_version_id=minnow-v5",
+            "basecall_model_version_id=minnow-v6",
             id="minknow",
         ),
         pytest.param(
@@ -50,7 +50,7 @@ RUN = "11111111-2222-4333-8444-555555555555"
             "dorado",
             CPU,
             CALL,
-            f"{ID}\tRG:Z:{RUN}_minnow-v5\tst:Z:2026-11-22T08:30:02.000000+00:00\tqs:f:10\tch:i:17"
+            f"{ID}\tRG:Z:{RUN}_minnow-v6\tst:Z:2026-11-22T08:30:02.000000+00:00\tqs:f:10\tch:i:17"
             "\tPU:Z:FAX12345\tDT:Z:2026-11-22T08:30:00.000000+00:00",
             id="dorado",
         ),
