@@ -79,8 +79,9 @@ class Manner:
     speeds: npt.NDArray[np.float64]
 
     def alike(self, form: Floats, but: slice, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Find, for new events of this form, the most alike of half of the read's events, but for some."""
-        among = np.flatnonzero((rng.random(len(self.events)) < 0.5) & ~_within(self.events, but))
+        """Find, for new events of this form, the most alike among half of the read's, none in `but`."""
+        outside = (self.events < but.start) | (self.events >= but.stop)
+        among = np.flatnonzero((rng.random(len(self.events)) < 0.5) & outside)
         forms = self.forms[:, among]
         unknown = np.isnan(form[-1])
         known = np.where(np.isnan(form), 0, form)
@@ -99,11 +100,6 @@ def form_of(
     step = np.diff(level) / STEP
     form = ranks / RANK, np.log2(dwells) / OCTAVE, np.insert(step, 0, 0), np.append(step, 0), off / AWAY
     return np.stack(form).astype(np.float32)
-
-
-def _within(events: npt.NDArray[np.int64], part: slice) -> Bools:
-    within: Bools = (events >= part.start) & (events < part.stop)
-    return within
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,24 +143,7 @@ class Simulator:
         middles = np.arange(frames)[:, None] * STRIDE + STRIDE // 2
         for i in range(chunks):
             uneven, noisy = rng.uniform(*difficulty, 2)
-            strength = noisy * np.exp(noisy * rng.normal(0, 0.2))
-            manner = self._manners[int(np.searchsorted(self._shares, rng.random()))]
-            kind = rng.random()
-            first = self._first(manner, rng) if kind < self._kept else None
-            lasted = manner.read.dwells[first:] if first is not None and kind < ITSELF * self._kept else None
-            starts = self._starts(manner, lasted, uneven, rng)
-            dwells = np.diff(starts)
-            here = slice(first, first + len(dwells)) if first is not None else slice(0, 0)
-            bases, level = self._new(manner, len(dwells), rng) if first is None else self._own(manner, here, rng)
-            if lasted is not None:
-                noise = residuals(manner.read, np.arange(here.start, here.stop), dwells)
-            else:
-                off = np.full(len(dwells), np.nan) if first is None else manner.off[here]
-                form = form_of(self._ranks[kmers_of(bases)], level, dwells, off)
-                noise = STRENGTH * residuals(manner.read, manner.alike(form, here, rng), dwells, off)
-            event = np.repeat(np.arange(len(dwells)), dwells)[-starts[0] :][: self._samples]
-            noise = noise[-starts[0] :][: self._samples]
-            signal[i] = manner.read.offset + manner.read.gain * level[event] + strength * noise
+            signal[i], bases, event = self._one(uneven, noisy, rng)
             context[i] = bases[event[middles] + FIRST_AUX + np.arange(AUX)]
             lengths[i] = event[-1]
             labels[i, : lengths[i]] = bases[NEWEST + 1 : NEWEST + 1 + lengths[i]] + 1
@@ -172,6 +151,35 @@ class Simulator:
             signal[i] += hiss * rng.standard_normal(self._samples, np.float32)
             signal[i] = signal[i] * scale + noisy * shift
         return Chunks(np.clip(signal, -4, 4), labels[:, : lengths.max()], lengths, context)
+
+    def _one(
+        self, uneven: float, noisy: float, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """Draw a chunk's signal; return it, the bases, and of each sample the event."""
+        strength = noisy * np.exp(noisy * rng.normal(0, 0.2))
+        manner = self._manners[int(np.searchsorted(self._shares, rng.random()))]
+        kind = rng.random()
+        first = self._first(manner, rng) if kind < self._kept else None
+        itself = first is not None and kind < ITSELF * self._kept
+        starts = self._starts(manner, manner.read.dwells[first:] if itself else None, uneven, rng)
+        dwells = np.diff(starts)
+        off: Floats = np.full(len(dwells), np.nan, np.float32)
+        here = slice(0, 0)
+        if first is None:
+            bases, level = self._new(manner, len(dwells), rng)
+        else:
+            here = slice(first, first + len(dwells))
+            bases, level = self._own(manner, here, rng)
+            off = manner.off[here]
+        if itself:
+            noise = residuals(manner.read, np.arange(here.start, here.stop), dwells)
+        else:
+            form = form_of(self._ranks[kmers_of(bases)], level, dwells, off)
+            noise = STRENGTH * residuals(manner.read, manner.alike(form, here, rng), dwells, off)
+        event = np.repeat(np.arange(len(dwells)), dwells)
+        signal = manner.read.offset + manner.read.gain * level[event] + strength * noise
+        shown = slice(-starts[0], self._samples - starts[0])
+        return signal[shown], bases, event[shown]
 
     def _first(self, manner: Manner, rng: np.random.Generator) -> int | None:
         """Draw an event of the read in that state, with enough of them after it; return None when there is none."""
