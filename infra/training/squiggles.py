@@ -66,14 +66,13 @@ class Manner:
     """How one state of one read goes.
 
     `events` are those to take noise from, and `forms`, (5, events), what it depends on (`form_of`). `off`: how far off
-    all events lie, NaN where that isn't known. `share`: events in the state. `speeds`: mean dwells of windows.
+    all events lie, NaN where that isn't known. `speeds`: mean dwells of windows.
     """
 
     read: SegmentedRead
     other: Bools
     off: Floats
     state: int
-    share: int
     events: npt.NDArray[np.int64]
     forms: Floats
     speeds: npt.NDArray[np.float64]
@@ -131,7 +130,7 @@ class Simulator:
         self._manners = [
             manner for pair in zip(reads, states, strict=True) for manner in manners_of(*pair, self._ranks)
         ]
-        self._shares = _shares([manner.state for manner in self._manners], [manner.share for manner in self._manners])
+        self._shares = _shares(self._manners)
 
     def draw(self, chunks: int, difficulty: tuple[float, float], rng: np.random.Generator) -> Chunks:
         """Draw `chunks` chunks, each of some difficulty of dwells and some of noise between the two given."""
@@ -241,9 +240,10 @@ def _drawn(values: npt.NDArray[np.floating], count: int, rng: np.random.Generato
     return values[rng.integers(0, len(values), count)]
 
 
-def _shares(states: Sequence[int], events: Sequence[int]) -> npt.NDArray[np.float64]:
+def _shares(manners: Sequence[Manner]) -> npt.NDArray[np.float64]:
     """Share chunks among manners by events, and OTHER_STATE of them among those in the other state; return the sums."""
-    share, other = np.array(events, float), np.array(states, bool)
+    share = np.array([(manner.other == manner.state).sum() for manner in manners], float)
+    other = np.array([manner.state for manner in manners], bool)
     if other.any() and not other.all():
         share[other] *= OTHER_STATE / share[other].sum()
         share[~other] *= (1 - OTHER_STATE) / share[~other].sum()
@@ -276,10 +276,11 @@ def manners_of(read: SegmentedRead, other: Bools, ranks: npt.NDArray[np.float64]
     forms = form_of(ranks[kmers_of(read.bases)], read.level, read.dwells, read.offsets)
     found = []
     for state in (0, 1):
-        share, events = int((other == state).sum()), np.flatnonzero(near & (other == state))
-        if share >= WINDOW and len(events):
-            speeds = local_means(read.dwells)[other == state][:: WINDOW // 4]
-            found.append(Manner(read, other, off, state, share, events, forms[:, events], speeds))
+        here = other == state
+        events = np.flatnonzero(near & here)
+        if here.sum() >= WINDOW and len(events):
+            speeds = local_means(read.dwells)[here][:: WINDOW // 4]
+            found.append(Manner(read, other, off, state, events, forms[:, events], speeds))
     return found
 
 

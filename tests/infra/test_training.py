@@ -190,6 +190,24 @@ def test_noise_comes_from_events_that_are_alike() -> None:
     assert np.mean(read.offsets[manner.alike(form, slice(0, 0), rng)]) > 0.03 > abs(np.mean(read.offsets[found]))
 
 
+def test_loud_nine_mers_are_loud_in_what_is_made() -> None:
+    rng = np.random.default_rng(6)
+    bases = rng.integers(0, 4, 6008).astype(np.int8)
+    loud = LOUD[kmers_of(bases)]
+    noise = np.repeat(np.where(loud > 0.5, 0.1, 0.01), 10) * rng.standard_normal(60_000)
+    level, dwells = TABLE[kmers_of(bases)], np.full(6000, 10)
+    read = SegmentedRead(bases, level, np.arange(0, 60_001, 10), noise.astype(np.float32), 0.0, 0.75)
+    (manner,) = manners_of(read, np.zeros(6000, bool), RANKS)
+    form = form_of(RANKS[kmers_of(bases)], level, dwells, np.full(6000, np.nan))
+    found = [
+        manner.alike(form[:, some], slice(some[0], some[-1] + 1), rng) for some in np.arange(6000).reshape(20, 300)
+    ]
+    heard = residuals(read, np.concatenate(found), dwells).reshape(6000, 10).std(axis=1)
+    far = np.abs(loud - 0.5) > squiggles.RANK  # those nearer may sound like either kind
+    assert heard[far & (loud < 0.5)].mean() == pytest.approx(0.01, rel=0.2)
+    assert heard[far & (loud > 0.5)].mean() == pytest.approx(0.1, rel=0.2)
+
+
 def test_kept_chunks_have_the_reads_own_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(squiggles, "MUTATIONS", 0.0)
     read, drawing = simulator(kept=1.0)
