@@ -34,13 +34,13 @@ from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
 from tasks.core.watching import parse_duration
 from tasks.engines.catalogue import list_models
-from tasks.engines.registry import samples_per_second, slots_of
+from tasks.engines.registry import slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.resort import Choice, choose, read_choice
 from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tasks.formats.workspace import Workspace, read_json
-from tasks.launch import bundles_left, plan_input, refuse_flaws
+from tasks.launch import bundles_left, estimated_seconds, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
 from tasks.merge import merged_before
 from tasks.progress import Watch
@@ -208,7 +208,7 @@ def plan(*input: Path, options: RunOptions = RunOptions(), json: Json = False) -
             "batches": len(launched.plan.batches),
             "batches_left": len(left),
             "bundles": len(bundles_left(left, settings, slots=slots, round_=0, first=0)),
-            "estimated_seconds": round(samples / (samples_per_second(settings.engine) * slots)),
+            "estimated_seconds": round(estimated_seconds(left, settings, slots=slots)),
             # 12.5 samples per base, two bytes per base, BGZF to 0.54 of that; some 300 bytes of tables per read.
             "estimated_bytes": round(samples / 12.5 * 2 * 0.54 + 300 * reads),
         },

@@ -23,10 +23,10 @@ from infra.workers import clear_heartbeats
 from tasks.core.errors import ShoalError
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
-from tasks.engines.registry import samples_per_second, slots_of
+from tasks.engines.registry import slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, run_id_of
-from tasks.launch import launch
+from tasks.launch import estimated_seconds, launch
 from tasks.merge import merge
 from tasks.report import plan_markdown, result_markdown, run_tags, run_title
 from tasks.settings import RunSettings
@@ -92,7 +92,7 @@ def _basecall(settings: RunSettings, site: Site, workspace: Workspace) -> Merged
 
 def _plan_in_words(plan: Plan, settings: RunSettings) -> str:
     slots = load_site(settings.site).slots_in_all(slots_of(settings.engine))
-    return plan_markdown(plan, samples_per_second=samples_per_second(settings.engine) * slots)
+    return plan_markdown(plan, estimated_seconds=estimated_seconds(plan.batches, settings, slots=slots))
 
 
 def launch_stage(settings: RunSettings) -> Plan:

@@ -39,11 +39,11 @@ from tasks.core.crew import Ended, SetAside, to_set_aside
 from tasks.core.errors import EngineError, InputError, StoppedError, WorkerError
 from tasks.core.liveness import Beat
 from tasks.core.plan import Plan
-from tasks.engines.registry import min_qscore_of, samples_per_second
+from tasks.engines.registry import min_qscore_of
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_batches, read_plan
 from tasks.formats.workspace import Workspace, write_json
-from tasks.launch import bundles_left
+from tasks.launch import bundles_left, estimated_seconds
 from tasks.progress import RunProgress, Watch
 from tasks.settings import OutputSettings, RunSettings
 from tasks.split import BundleReport, basecall_bundle, forget_hopeless, read_suspects
@@ -122,14 +122,13 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
     plan = read_plan(workspace)
     log = get_run_logger()
     slots = cluster.slots
-    progress = _Progress(workspace, artifact, rate=samples_per_second(settings.engine) * slots)
     watchman = Watchman(workspace.heartbeats, cluster, site)
     crew = _Crew(workspace, cluster, most_workers=site.most_workers)
     submitted, cause = 0, ""
     forget_hopeless(workspace)
+    left = _not_committed(workspace, plan)
+    progress = _Progress(workspace, artifact, estimate=estimated_seconds(left, settings, slots=slots))
     for round_ in range(settings.rounds):
-        done = committed_ids(workspace)
-        left = tuple(batch for batch in plan.batches if batch.batch_id not in done)
         if not left:
             break
         bundles = bundles_left(left, settings, slots=slots, round_=round_, first=submitted)
@@ -146,6 +145,7 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
             cause = str(failure)
             log.warning("a bundle failed, its uncommitted batches go into the next round: %s", cause)
         submitted += len(bundles)
+        left = _not_committed(workspace, plan)
     while suspects := _suspects(workspace, plan):
         before = [read_suspects(workspace, batch) for batch in suspects]
         log.warning("%d batches failed in every round; looking for the reads that break them", len(suspects))
@@ -159,19 +159,22 @@ def call_in_rounds(settings: RunSettings, cluster: Cluster, site: Site, artifact
             break  # it fails before any read is called
     progress.show(last=True)
     tell(workspace, ENDED, "nothing is left to call, or can be called")
-    left_over = [batch for batch in plan.batches if batch.batch_id not in committed_ids(workspace)]
-    if left_over:
+    if left := _not_committed(workspace, plan):
         raise EngineError(
-            f"{sum(batch.reads for batch in left_over)} reads in {len(left_over)} batches could not be called in "
+            f"{sum(batch.reads for batch in left)} reads in {len(left)} batches could not be called in "
             f"{settings.rounds} rounds; the last cause was: {cause}"
         )
 
 
+def _not_committed(workspace: Workspace, plan: Plan) -> tuple[Batch, ...]:
+    done = committed_ids(workspace)
+    return tuple(batch for batch in plan.batches if batch.batch_id not in done)
+
+
 def _suspects(workspace: Workspace, plan: Plan) -> list[Batch]:
     """Return the batches that are not committed and in which a read may be at fault."""
-    done = committed_ids(workspace)
-    left = [batch for batch in plan.batches if batch.batch_id not in done]
-    if len(left) > max(MOST_SEARCHED, len(done)):
+    left = _not_committed(workspace, plan)
+    if len(left) > max(MOST_SEARCHED, len(plan.batches) - len(left)):
         return []
     return [batch for batch in left if not ((found := read_suspects(workspace, batch)) and found.hopeless)]
 
@@ -303,10 +306,10 @@ def refuse_when_cancelled() -> None:
 class _Progress:
     """The run's progress artifact and its table of workers, brought up to date every few seconds at most."""
 
-    def __init__(self, workspace: Workspace, artifact: UUID, *, rate: float) -> None:
-        """Begin to look. `rate`: samples per second that all workers together are thought to call; 0: unknown."""
+    def __init__(self, workspace: Workspace, artifact: UUID, *, estimate: float) -> None:
+        """Begin to look. `estimate`: seconds that calling is thought to take; 0: unknown."""
         self._workspace = workspace
-        self._rate = rate
+        self._estimate = estimate
         self._late = False
         self._watch = Watch(workspace)
         self._began = time.monotonic()
@@ -364,10 +367,8 @@ class _Progress:
 
     def _tell_late(self, progress: RunProgress, seconds: float) -> None:
         """Tell once that the run takes longer than was estimated."""
-        assert self._first is not None
-        estimate = (progress.samples - self._first.samples_done) / self._rate if self._rate else 0.0
-        if not self._late and is_late(seconds, estimate):
+        if not self._late and is_late(seconds, self._estimate):
             self._late = True
-            expected, passed = timedelta(seconds=round(estimate)), timedelta(seconds=round(seconds))
+            expected, passed = timedelta(seconds=round(self._estimate)), timedelta(seconds=round(seconds))
             words = f"it was thought to take {expected}; after {passed} it is at {progress.percent:.0f} %"
-            tell(self._workspace, LATE, words, estimate=estimate, seconds=seconds, percent=progress.percent)
+            tell(self._workspace, LATE, words, estimate=self._estimate, seconds=seconds, percent=progress.percent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.core.batches import Batch, Bundle, bundle
+from tasks.core.batches import Batch, Bundle, bundle, calling_seconds
 from tasks.core.errors import ChemistryError, InputError, SettingsError
 from tasks.core.plan import Found, FoundFile, Plan, PlannedReads, extend_plan, make_plan
 from tasks.core.reads import RunInfo
-from tasks.engines.registry import check_run
+from tasks.engines.registry import check_run, samples_per_second
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
@@ -141,6 +141,11 @@ def bundles_left(
         max_bundles=MAX_BUNDLES,
         first=first,
     )
+
+
+def estimated_seconds(batches: Sequence[Batch], settings: RunSettings, *, slots: int) -> float:
+    """Estimate how long it takes to call batches; 0: unknown."""
+    return calling_seconds(batches, rate=samples_per_second(settings.engine), slots=slots)
 
 
 def refuse_flaws(plan: Plan) -> None:

@@ -76,11 +76,11 @@ def run_tags(plan: Plan, *, engine: str, site: str) -> list[str]:
     return [f"engine:{engine}", f"site:{site}", *cells[:TAGS], *(f"run:{name}" for name in ids[:TAGS])]
 
 
-def plan_markdown(plan: Plan, *, samples_per_second: float = 0.0) -> str:
+def plan_markdown(plan: Plan, *, estimated_seconds: float = 0.0) -> str:
     """Say what is in the input and what is planned, as markdown.
 
     Args:
-        samples_per_second: What all workers together call, for the estimate; 0: unknown.
+        estimated_seconds: How long calling will take; 0: unknown.
     """
     lines = ["| run | flow cell | kit | reads | samples | |", "|---|---|---|---:|---:|---|"]
     for run in plan.runs:
@@ -93,8 +93,8 @@ def plan_markdown(plan: Plan, *, samples_per_second: float = 0.0) -> str:
     samples = sum(batch.samples for batch in plan.batches)
     reads = sum(batch.reads for batch in plan.batches)
     lines += ["", f"{len(plan.files):,} files, {reads:,} reads, {samples:,} samples in {len(plan.batches):,} batches."]
-    if samples_per_second:
-        lines += ["", f"Estimated time: {timedelta(seconds=round(samples / samples_per_second))}."]
+    if estimated_seconds:
+        lines += ["", f"Estimated time: {timedelta(seconds=round(estimated_seconds))}."]
     return "\n".join([*lines, *_flawed(plan)])
 
 

@@ -179,7 +179,7 @@ def test_one_fault_of_a_worker_after_another(
     undisturbed: dict[str, str],
     _nodes_up: None,  # noqa: PT019
 ) -> None:
-    process = run(data, tmp_path / "out", site, rate=30_000)
+    process = run(data, tmp_path / "out", site, rate=15_000)  # work for four faults, however late new workers come
     for number, fault in enumerate(faults, start=1):
         beat = at_work(process, tmp_path / "out", commits=number)
         fault(beat)

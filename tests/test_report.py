@@ -19,7 +19,7 @@ from tests.test_pipeline import run, settings
 def test_plan_and_result_in_words(tmp_path: Path) -> None:
     write_pod5(tmp_path / "data" / "a.pod5", [20_000, 5, 30_000, 8_000])
     merged = run(settings(tmp_path / "data", out=tmp_path / "out"))
-    plan = plan_markdown(read_plan(Workspace(tmp_path / "out")), samples_per_second=1000)
+    plan = plan_markdown(read_plan(Workspace(tmp_path / "out")), estimated_seconds=58.4)
     assert "1 files, 4 reads, 58,005 samples in 1 batches" in plan
     assert "Estimated time: 0:00:58" in plan
     result = result_markdown(merged)

@@ -113,6 +113,16 @@ def slices_of(rows: npt.NDArray[np.uint32], files: npt.NDArray[np.int32], paths:
     )
 
 
+def calling_seconds(batches: Sequence[Batch], *, rate: float, slots: int) -> float:
+    """Estimate how long it takes to call batches: until all slots together, or one slot its longest batch, are done.
+
+    Args:
+        rate: Samples per second of one slot; 0: unknown, and so is the answer, 0.
+    """
+    samples = [batch.samples for batch in batches]
+    return max(sum(samples) / slots, max(samples, default=0)) / rate if rate else 0.0
+
+
 def bundle(
     batches: Sequence[Batch], *, bundle_samples: int, slots: int, max_bundles: int, first: int = 0
 ) -> tuple[Bundle, ...]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.core.batches import Batch, Slice, batch_id, bundle, cut, slices_of
+from tasks.core.batches import Batch, Slice, batch_id, bundle, calling_seconds, cut, slices_of
 
 
 def lengths(*values: int) -> np.ndarray:
@@ -77,3 +77,16 @@ def test_bundles_hold_every_batch_once(count: int, size: int, slots: int, most: 
 
 def test_bundles_leave_no_slot_without_work() -> None:
     assert len(bundle(made(8), bundle_samples=10**9, slots=4, max_bundles=100)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "slots", "seconds"),
+    [
+        pytest.param(8, 50, 4, 4, id="all slots at work"),
+        pytest.param(1, 50, 4, 2, id="one batch is called by one slot"),
+        pytest.param(0, 50, 4, 0, id="nothing left"),
+        pytest.param(8, 0, 4, 0, id="an engine whose rate nobody knows"),
+    ],
+)
+def test_calling_seconds(count: int, rate: float, slots: int, seconds: float) -> None:
+    assert calling_seconds(made(count), rate=rate, slots=slots) == seconds
