@@ -9,14 +9,14 @@ CANT = the extra $(1) can't be built here (README, 'Extras'): its tests will be 
 setup: .venv/.ready
 
 # What builds with a C compiler may fail; pip would keep a wheel of scrappie that was built without its headers for ever.
-# Byte-compiled at install: without it every Dask worker and flow pays seconds of CPU to import Prefect.
+# Byte-compiled at install: without it every Dask worker and flow pays seconds of CPU for its imports.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Shoal needs Python 3.10 or newer; give one: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[ont,models,dev]'
 	$(PIP) --editable '.[accuracy]' 2>/dev/null || echo "$(call CANT,accuracy)"
 	$(PIP) --no-cache-dir --editable '.[scrappie]' 2>/dev/null && $(BIN)/python -c 'import scrappy' || echo "$(call CANT,scrappie)"
-	$(BIN)/python -m compileall -q .venv/lib || true
+	$(BIN)/python -m compileall -q .venv/lib deployments flows infra tasks || true
 	touch $@
 
 demo: setup

@@ -12,10 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.data import missing
 
@@ -35,6 +37,16 @@ def wait_until(true: Callable[[], Any], *, seconds: float, telling: Callable[[],
     while not (found := true()):
         assert time.monotonic() < deadline, telling()
         time.sleep(0.25)
+    return found
+
+
+def started_by(process: int, words: str = "") -> list[psutil.Process]:
+    """Find what a process has started, and what that has; those that live and have `words` in their command line."""
+    found = []
+    for child in psutil.Process(process).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if words in " ".join(child.cmdline()):
+                found.append(child)
     return found
 
 

@@ -31,7 +31,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tasks.watch_settings import resolve_watch
 from tests.making import damage_signal, write_pod5
-from tests.servers import postgres, wait_until, webhook
+from tests.servers import postgres, started_by, wait_until, webhook
 from tests.slurm import SITE
 from tests.test_readme import BLOCKS, LINES
 
@@ -173,8 +173,7 @@ def test_people_are_told_when_it_matters(
         assert asked.returncode == 0, asked.stderr
         tell(silent, ALIVE, "the only sign of life")
         wait_until(lambda: bool(committed_ids(Workspace(out))), seconds=90, telling=(folder / "worker.log").read_text)
-        flows = [child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline())]
-        flows[0].kill()
+        started_by(worker.pid, "prefect")[0].kill()
         before = len(committed_ids(Workspace(out)))
         told("Crashed")
         told(f"no worker gives a sign of life {silent.out}: nothing for 30 s")

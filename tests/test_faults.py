@@ -24,6 +24,7 @@ from tasks.core.liveness import Beat
 from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tests.making import write_pod5
+from tests.servers import started_by
 from tests.slurm import SITE, jobs, slurm, wait_for
 from tests.test_flow import finished, modes, start, wait_until
 from tests.test_pipeline import check_from_outside, digests
@@ -254,9 +255,7 @@ def test_prefect_is_away(
     monkeypatch.delenv("PREFECT_API_URL")
     process = run(data, tmp_path / "out", site)
     at_work(process, tmp_path / "out")
-    (server,) = (
-        child for child in psutil.Process(process.pid).children() if "prefect server start" in " ".join(child.cmdline())
-    )
+    (server,) = started_by(process.pid, "prefect server start")
     server.suspend()
     time.sleep(5)
     command, environment = server.cmdline(), server.environ()

@@ -19,6 +19,7 @@ import pytest
 from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tests.making import write_pod5
+from tests.servers import started_by
 from tests.test_pipeline import check_from_outside, digests
 
 SHOAL = Path(sys.executable).with_name("shoal")
@@ -65,8 +66,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Find the Dask worker processes: children of the flow that nannies have spawned."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return started_by(process.pid, "spawn_main")
 
 
 def test_a_run_is_complete_and_seen_in_prefect(undisturbed: Path, data: Path, prefect_url: str) -> None:

@@ -20,7 +20,7 @@ from tasks.core.errors import SettingsError
 from tasks.formats.workspace import Workspace, read_json
 from tests.browser import browser
 from tests.making import write_pod5
-from tests.servers import free_port, postgres, wait_until
+from tests.servers import free_port, postgres, started_by, wait_until
 
 SHOAL = Path(sys.executable).with_name("shoal")
 WATCH = """
@@ -74,8 +74,7 @@ class Served:
         return answer.json()
 
     def children(self, words: str = "") -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in found if words in " ".join(child.cmdline())]
+        return started_by(self.process.pid, words)
 
     def reads_called(self, run: str) -> int:
         merged = read_json(Workspace(self.out / run).merged)

@@ -1,7 +1,7 @@
 """The embedded engine: bases on any CPU, by the bundled model or by a model directory of ONT's.
 
 Signal is scaled as the model wants it, cut into overlapping chunks, and chunks of several reads go through the network
-together, always in the same shape, so that a read's bases do not depend on its neighbours.
+together, in a shape that only their own lengths decide, so that a read's bases do not depend on its neighbours.
 
 A read is decoded chunk by chunk, so that one of 100 M samples needs memory for its bases and moves, not for its frames'
 probabilities or its signal in floats.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -57,24 +58,25 @@ class CpuEngine:
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         """Yield each read with its answer, in order."""
         waiting: deque[_Calling] = deque()
-        chunks: list[tuple[_Calling, npt.NDArray[np.float32]]] = []
+        queues: dict[int, list[_Chunk]] = {}
         held = 0
         for read in reads:
             calling = _Calling(read, self._model, self._network, moves=self._moves)
             waiting.append(calling)
             held += calling.samples
-            for chunk in calling.chunks():
-                chunks.append((calling, chunk))
-                if len(chunks) == self._network.together:
-                    self._run(chunks)
-            if chunks and (len(waiting) > WAITING_READS or held > WAITING_SAMPLES):
-                self._run(chunks)
+            for number, signal in enumerate(calling.chunks()):
+                size = padded(len(signal), self._network.chunk)
+                queue = queues.setdefault(size, [])
+                queue.append(_Chunk(calling, number, signal))
+                if len(queue) == self._network.together:
+                    self._run(queue, size)
+            if len(waiting) > WAITING_READS or held > WAITING_SAMPLES:
+                self._run_all(queues)
             while waiting and waiting[0].finished:
                 done = waiting.popleft()
                 held -= done.samples
                 yield done.read, done.outcome()
-        if chunks:
-            self._run(chunks)
+        self._run_all(queues)
         while waiting:
             done = waiting.popleft()
             yield done.read, done.outcome()
@@ -82,17 +84,31 @@ class CpuEngine:
     def close(self) -> None:
         """Hold nothing that needs closing."""
 
-    def _run(self, chunks: list[tuple[_Calling, npt.NDArray[np.float32]]]) -> None:
-        """Put chunks through the network, in the one shape used, and hand the frames back."""
-        x = np.zeros((self._network.together, self._network.chunk), np.float32)
-        for i, (_, chunk) in enumerate(chunks):
-            x[i, : len(chunk)] = chunk
+    def _run_all(self, queues: dict[int, list[_Chunk]]) -> None:
+        for size, queue in queues.items():
+            if queue:
+                self._run(queue, size)
+
+    def _run(self, queue: list[_Chunk], size: int) -> None:
+        """Put chunks through the network, in the one shape used for this size, and hand the frames back."""
+        x = np.zeros((self._network.together, size), np.float32)
+        for i, chunk in enumerate(queue):
+            x[i, : len(chunk.signal)] = chunk.signal
         bases, sure = self._network.call(x)
-        for i, (calling, chunk) in enumerate(chunks):
-            frames = len(chunk) // self._model.stride
-            alive = calling.in_pore(chunk)[np.arange(frames) * self._model.stride // BLOCK]
-            calling.take(bases[i, :frames] * alive, sure[i, :frames])
-        chunks.clear()
+        for i, chunk in enumerate(queue):
+            frames = len(chunk.signal) // self._model.stride
+            alive = chunk.calling.in_pore(chunk.signal)[np.arange(frames) * self._model.stride // BLOCK]
+            chunk.calling.take(chunk.number, (bases[i, :frames] * alive, sure[i, :frames]))
+        queue.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A stretch of a read's scaled signal; `number` from 0."""
+
+    calling: _Calling
+    number: int
+    signal: npt.NDArray[np.float32]
 
 
 class _Calling:
@@ -115,6 +131,9 @@ class _Calling:
         self._frames = 0
         #: The last frames of the last chunk, which the next one has too.
         self._waiting: Calls = np.zeros(0, np.uint8), np.zeros(0, np.float32)
+        #: Chunks that came back before one that comes before them; how many have been put in their place.
+        self._out_of_turn: dict[int, Calls] = {}
+        self._placed = 0
         self._left = 0
         self._whole = True
         self._early: Outcome | None = None
@@ -143,13 +162,20 @@ class _Calling:
             logger.exception("read %s can't be scaled", self.read.read_id)
             self._early, self._whole = _failed(error), True
 
-    def take(self, bases: npt.NDArray[np.uint8], sure: npt.NDArray[np.float32]) -> None:
-        """Take a chunk's frames, in order; the last ones wait for the next chunk, which overlaps them."""
+    def take(self, number: int, frames: Calls) -> None:
+        """Take a chunk's frames, and put in their place what can be."""
         self._left -= 1
+        self._out_of_turn[number] = frames
+        while (calls := self._out_of_turn.pop(self._placed, None)) is not None:
+            self._placed += 1
+            self._place(*calls, last=self.finished and not self._out_of_turn)
+
+    def _place(self, bases: npt.NDArray[np.uint8], sure: npt.NDArray[np.float32], *, last: bool) -> None:
+        """Join a chunk's frames to those before; its last ones wait for the next chunk, which overlaps them."""
         before, before_sure = self._waiting
         cut = seam(before, bases)
         self._keep(before[:cut], before_sure[:cut])
-        stop = len(bases) if self.finished else len(bases) - self._network.overlap // self._stride
+        stop = len(bases) if last else len(bases) - self._network.overlap // self._stride
         self._keep(bases[cut:stop], sure[cut:stop])
         self._waiting = bases[stop:], sure[stop:]
 
@@ -250,6 +276,16 @@ class _Calling:
         moves = np.zeros(self.read.num_samples // self._stride, np.uint8)
         moves[(np.concatenate(self._places) * self._ratio).astype(np.int64)] = 1
         return moves
+
+
+def padded(length: int, chunk: int) -> int:
+    """Return the size in which a stretch of signal goes through the network: a chunk, or some eighths of one.
+
+    Always in whole chunks, short reads would cost as much as long ones; in any size, no two would go through together.
+    Some nothing follows each read's end, lest its last bases depend on whether any does.
+    """
+    eighth = chunk // 8
+    return chunk if length == chunk else -(-(length + BLOCK) // eighth) * eighth
 
 
 def seam(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> int:

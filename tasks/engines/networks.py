@@ -21,9 +21,9 @@ _CODES[list(b"ACGT")] = range(1, 5)
 
 
 class Network(Protocol):
-    """A network with its decoder. Chunks go through it together, always in the same shape."""
+    """A network with its decoder. Chunks go through it together, as many each time."""
 
-    #: Samples per chunk and of overlap of two; chunks that go through at once.
+    #: Samples per chunk, at most, and of overlap of two; chunks that go through at once.
     chunk: int
     overlap: int
     together: int
@@ -31,7 +31,7 @@ class Network(Protocol):
     unit: int
 
     def call(self, chunks: Floats) -> Calls:
-        """Call chunks of shape (together, chunk); gives arrays of shape (together, frames)."""
+        """Call chunks of shape (together, samples); gives arrays of shape (together, frames)."""
 
 
 def open_network(model: Model, *, threads: int, int8: bool) -> Network:

@@ -14,7 +14,7 @@ from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
 from tasks.engines.catalogue import find_model
-from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling
+from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling, padded
 from tasks.engines.networks import open_network
 from tasks.formats.pod5 import Unreadable, read_rows
 from tests.data import library, shared
@@ -68,21 +68,30 @@ def test_lengths_around_chunk_edges(engine: CpuEngine, samples: int, rate: int) 
 
 
 @pytest.mark.parametrize("frames_apart", [-1, 0, 1])
-def test_a_base_across_a_seam_is_one_base(frames_apart: int) -> None:
+@pytest.mark.parametrize("order", [[(0, 0), (1, CHUNK - OVERLAP)], [(1, CHUNK - OVERLAP), (0, 0)]])
+def test_a_base_across_a_seam_is_one_base(frames_apart: int, order: list[tuple[int, int]]) -> None:
+    """Whichever chunk comes back first."""
     read, model = squiggle(2 * CHUNK - OVERLAP, run=run_info(sample_rate=4000)), find_model(None)
     calling = _Calling(read, model, open_network(model, threads=1, int8=False), moves=True)
     chunks = list(calling.chunks())
     assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK]
     middle = (CHUNK - OVERLAP // 2) // 3
-    for number, start in enumerate((0, CHUNK - OVERLAP)):  # both chunks see both bases, the second one not alike
+    for number, start in order:  # both chunks see both bases, the second one not alike
         frames = np.zeros(CHUNK // 3, np.uint8)
         frames[middle - 5 - start // 3] = 2
         frames[middle - start // 3 - number * frames_apart] = 1
-        calling.take(frames, np.full(CHUNK // 3, 0.9, np.float32))
+        calling.take(number, (frames, np.full(CHUNK // 3, 0.9, np.float32)))
     made = calling.outcome().calls[0]
     assert made.sequence == b"CA"
     assert made.moves is not None
     assert np.flatnonzero(made.moves).tolist() == [middle - 5, middle - frames_apart]
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [(6, 750), (648, 750), (654, 1500), (5400, 6000), (5898, 6000), (5904, 6750), (6000, 6000)]
+)
+def test_short_reads_cost_as_much_as_they_are_long(length: int, size: int) -> None:
+    assert padded(length, CHUNK) == size
 
 
 @pytest.mark.parametrize("adc", [pytest.param(0, id="dead"), pytest.param(1500, id="open pore")])

@@ -16,6 +16,7 @@ from prefect.context import refresh_global_settings_context
 
 from infra.prefect_server import prefect_api
 from tasks.core.errors import SettingsError, ShoalError
+from tests.servers import started_by
 
 #: Opens an API, runs a tiny flow, and tells whether the API knows of it.
 RUN = """
@@ -68,9 +69,9 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def servers() -> list[psutil.Process]:
-    """Servers that we are the parent of."""
-    return [child for child in psutil.Process().children() if "server" in child.cmdline()]
+def servers() -> set[psutil.Process]:
+    """Servers that we have started."""
+    return set(started_by(os.getpid(), "prefect server start"))
 
 
 def test_a_flow_runs_on_the_sessions_server(prefect_url: str, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_it_is_ended_and_the_environment_put_back_after_an_error(unset: Path) ->
     environment, before = dict(os.environ), servers()
     with pytest.raises(KeyError), prefect_api(log_folder=unset, announce=lambda line: None) as url:  # noqa: PT012
         assert os.environ["PREFECT_API_URL"] == url
-        (ours,) = [server for server in servers() if server not in before]
+        (ours,) = servers() - before
         assert not ours.children()  # one process, which dies with us
         raise KeyError
     assert not ours.is_running()
