@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import polars as pl
@@ -36,7 +37,7 @@ def site_file(folder: Path, **dorado: str) -> Path:
 
 
 def shoal_run(data: Path, out: Path, *more: object) -> Any:
-    command = [SHOAL, "run", data, "--out", out, "--batch-samples", "1500000", *more, "--json"]
+    command = [SHOAL, "run", data, "--out", out, "--batch-samples", "500000", *more, "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -53,18 +54,32 @@ def sequences(out: Path) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def embedded(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real reads of three runs."""
+    folder = tmp_path_factory.mktemp("input")
+    for name in ("dorado_multi_filtered", "dorado_single_na24385", "remora_can_reads"):
+        copy(shared("data", "r10_4khz", f"{name}.pod5"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(data: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """What the embedded engine makes of the data."""
     out = tmp_path_factory.mktemp("embedded") / "out"
-    shoal_run(shared("data", "r10_4khz"), out, "--engine", "cpu")
+    shoal_run(data, out, "--engine", "cpu")
     return sequences(out)
 
 
 @pytest.mark.parametrize("fault", ["", "exit"])
 def test_same_calls_as_the_embedded_engine(
-    fault: str, embedded: dict[str, tuple[str, str]], tmp_path: Path, prefect_url: str, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    data: Path,
+    embedded: dict[str, tuple[str, str]],
+    tmp_path: Path,
+    prefect_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data, out = shared("data", "r10_4khz"), tmp_path / "out"
+    out = tmp_path / "out"
     monkeypatch.setenv("STANDIN_FAULT", fault)
     monkeypatch.setenv("STANDIN_AFTER", "5")
     monkeypatch.setenv("STANDIN_ONCE", str(tmp_path / "once"))

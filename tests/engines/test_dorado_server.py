@@ -241,7 +241,7 @@ def test_what_is_in_flight_is_bounded_in_samples(tmp_path: Path) -> None:
     with opened(tmp_path, settings={"in_flight_samples": 1_000_000}) as (engine, _):
         answers = engine.basecall(endless())
         assert pulled == 0
-        for answered in range(1, 120):
+        for answered in range(1, 60):
             next(answers)
             assert pulled - answered <= 51
         answers.close()  # type: ignore[attr-defined]
