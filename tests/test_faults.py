@@ -165,6 +165,7 @@ def _nodes_up() -> Iterator[None]:
     wait_for(lambda: "down" not in slurm("sinfo", "-h", "-N", "-o", "%T"), 40)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "faults",
     [
