@@ -34,8 +34,6 @@ from infra.training.squiggles import SAMPLES, Simulator
 #: Steps between checkpoints, each with a look at the validation reads.
 CHECKPOINT = 250
 _WARM_UP = 100
-#: Frames to either side of where halves of a chunk meet that are not compared.
-MEETING = 50
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
@@ -87,7 +85,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="chunks per step and process")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="per chunk")
     parser.add_argument("--kept", type=float, default=0.5, help="share of chunks that keep their own sequence")
-    parser.add_argument("--halves", type=float, default=0.0, help="weight of calling halves of chunks alike")
     parser.add_argument("--rate", type=float, default=8e-3)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
@@ -133,13 +130,8 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
     for step in range(start, options.steps):
         rng = np.random.default_rng((options.seed, step, rank))
         chunks = simulator.draw(options.batch, difficulty(step, options), rng)
-        signal = torch.from_numpy(chunks.signal[:, None])
-        logits, context = network(signal)
+        logits, context = network(torch.from_numpy(chunks.signal[:, None]))
         loss = Ctc.apply(logits, chunks.labels, chunks.lengths)
-        if options.halves:
-            others = network(signal.reshape(2 * options.batch, 1, -1))[0].reshape(logits.shape)
-            apart = disagreement(logits, others) / int(chunks.lengths.sum())
-            loss = (loss + Ctc.apply(others, chunks.labels, chunks.lengths)) / 2 + options.halves * apart
         bases = torch.from_numpy(chunks.context.reshape(-1)).long()
         asked = nn.functional.cross_entropy(context.reshape(-1, 4), bases)
         network.zero_grad()
@@ -167,20 +159,6 @@ def train(rank: int, options: argparse.Namespace, meeting: str) -> None:
             with (options.out / "curve.jsonl").open("a") as curve:
                 curve.write(json.dumps(point) + "\n")
             _save(checkpoint, network, optimisers, done, samples)
-
-
-def disagreement(whole: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
-    """Return how far calls of chunks and of their halves, both logits (batch, frames, 5), lie apart, in nats.
-
-    That is the mean, of both ways, of the divergence summed over frames; each moves towards what the other is now, as
-    in CR-CTC (Yao et al., arXiv:2410.05101). Where halves meet they know less, and are not compared.
-    """
-    middle = whole.shape[1] // 2
-    away = torch.cat([torch.arange(middle - MEETING), torch.arange(middle + MEETING, whole.shape[1])])
-    one, other = whole[:, away].log_softmax(-1), halves[:, away].log_softmax(-1)
-    forth = nn.functional.kl_div(one, other.detach(), reduction="sum", log_target=True)
-    back = nn.functional.kl_div(other, one.detach(), reduction="sum", log_target=True)
-    return (forth + back) / 2
 
 
 def optimisers_of(network: Network) -> list[torch.optim.Optimizer]:
