@@ -30,6 +30,8 @@ from tests.test_flow import finished, modes, start, wait_until
 from tests.test_pipeline import check_from_outside, digests
 
 pytestmark = pytest.mark.slurm
+#: Samples/s of a worker with which a run has work for four faults, however late new workers come.
+SLOW = 15_000
 
 SLURM_SITE = """
 name = "faults"
@@ -165,7 +167,6 @@ def _nodes_up() -> Iterator[None]:
     wait_for(lambda: "down" not in slurm("sinfo", "-h", "-N", "-o", "%T"), 40)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "faults",
     [
@@ -181,12 +182,13 @@ def test_one_fault_of_a_worker_after_another(
     undisturbed: dict[str, str],
     _nodes_up: None,  # noqa: PT019
 ) -> None:
-    process = run(data, tmp_path / "out", site, rate=15_000)  # work for four faults, however late new workers come
+    process = run(data, tmp_path / "out", site, rate=SLOW)
     for number, fault in enumerate(faults, start=1):
         beat = at_work(process, tmp_path / "out", commits=number)
         fault(beat)
         if fault is not node_drained:
-            wait_for(lambda beat=beat: not psutil.pid_exists(beat.process), 120)  # Slurm counts walltime in minutes
+            patience = 120 if fault is walltime_reached else 40  # Slurm counts it in minutes
+            wait_for(lambda beat=beat: not psutil.pid_exists(beat.process), patience)
     complete(process, data, tmp_path / "out", undisturbed)
     assert modes(*(tmp_path / "out").glob("[!.]*")) == {0o640, 0o750}, "the jobs have not the site's umask"
 
@@ -209,21 +211,17 @@ def test_slurm_is_away_while_a_worker_dies(data: Path, site: Path, tmp_path: Pat
 def test_however_the_flow_ends_the_same_command_goes_on(
     data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str], prefect_url: str
 ) -> None:
-    """Killed, cancelled in Prefect, terminated; while it runs, another is refused."""
+    """Killed, cancelled in Prefect; while it runs, another is refused."""
     out = tmp_path / "out"
-
-    def begin() -> subprocess.Popen[str]:
-        return run(data, out, site, rate=15_000)  # work for three runs, however late their workers come
-
-    killed = begin()
+    killed = run(data, out, site, rate=SLOW)
     at_work(killed, out)
-    assert "another shoal works on" in finished(begin(), 2)
+    assert "another shoal works on" in finished(run(data, out, site, rate=SLOW), 2)
     killed.kill()
     killed.communicate()
     assert jobs()
 
     before = running(prefect_url)
-    cancelled = begin()  # takes over at once, and cancels what the first has left in the queue
+    cancelled = run(data, out, site, rate=SLOW)  # takes over at once, and cancels what the first has left in the queue
     wait_until(lambda: bool(running(prefect_url) - before), cancelled)
     (mine,) = running(prefect_url) - before
     at_work(cancelled, out)
@@ -233,12 +231,19 @@ def test_however_the_flow_ends_the_same_command_goes_on(
     assert not jobs()
     assert httpx.get(f"{prefect_url}/flow_runs/{mine}").json()["state"]["type"] in ("CANCELLED", "FAILED")
 
-    stopped = begin()
-    at_work(stopped, out)
-    stopped.terminate()
-    assert "the same command goes on" in finished(stopped, 4)
-    assert not jobs()
+    complete(run(data, out, site), data, out, undisturbed)
 
+
+def test_a_flow_that_is_stopped_leaves_no_job_and_goes_on(
+    data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped = run(data, out, site, rate=SLOW)
+        at_work(stopped, out)
+        stopped.send_signal(number)
+        assert "the same command goes on" in finished(stopped, 4)
+        assert not jobs()
     complete(run(data, out, site), data, out, undisturbed)
 
 
