@@ -167,13 +167,14 @@ class _Pipeline:
         writers: dict[int, _BatchWriter] = {}
         committing: deque[Future[bool]] = deque()
         won = reads = samples = 0
+        began = time.time()
         with ExitStack() as attempts, ThreadPoolExecutor(1, "commit") as committer:
             for answered, size in self._answers():
                 touched = set()
                 for read, outcome in answered:
                     number = bisect_right(self.starts, read.position) - 1
                     if number not in writers:
-                        writers[number] = attempts.enter_context(_BatchWriter(self, number))
+                        writers[number] = attempts.enter_context(_BatchWriter(self, number, began))
                     writers[number].add(read, outcome)
                     touched.add(number)
                 reads += len(answered)
@@ -187,6 +188,7 @@ class _Pipeline:
                             won += committing.popleft().result()
                             self.clock.mark("waiting_to_commit")
                         committing.append(committer.submit(writers.pop(number).commit))
+                began = time.time()
             won += sum(future.result() for future in committing)
             self.clock.mark("waiting_to_commit")
             if reads != self.starts[-1]:
@@ -328,14 +330,17 @@ def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tup
 
 
 class _BatchWriter:
-    """Writes one batch, in input order, into its staging folder."""
+    """Writes one batch, in input order, into its staging folder.
 
-    def __init__(self, pipeline: _Pipeline, number: int) -> None:
+    `began`: seconds since the epoch when its first reads went to the engine, long before their answers come.
+    """
+
+    def __init__(self, pipeline: _Pipeline, number: int, began: float) -> None:
         self.pipeline = pipeline
         self.batch = pipeline.batches[number]
         self.next = pipeline.starts[number]
         self.stop = pipeline.starts[number + 1]
-        self.began = time.time()
+        self.began = began
         self.early: dict[int, tuple[Read | Unreadable, Outcome]] = {}
         #: The run that the last read was of, and its number: asked anew for each read, it would cost.
         self.last_run: RunInfo | None = None

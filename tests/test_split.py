@@ -189,3 +189,5 @@ def test_figures_of_a_bundle_add_up(given: RunSettings) -> None:
     assert sum(figures["reads"] for figures in reading) == 15
     assert sum(figures["bytes"] for figures in reading) == 2 * 15 * 20_000
     assert all(figures["wall"] >= 0 for manifest in manifests for figures in manifest["metrics"].values())
+    calling = sum(manifest["metrics"]["calling"]["wall"] for manifest in manifests)
+    assert max(one["ended"] for one in manifests) - min(one["began"] for one in manifests) >= calling
