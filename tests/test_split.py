@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Wrapped:
 class Backwards(Wrapped):
     def bend(self, answers: Answers) -> Answers:
         yield from reversed(list(answers))
+
+
+class Late(Wrapped):
+    def bend(self, answers: Answers) -> Answers:
+        found = list(answers)
+        time.sleep(0.1)
+        yield from found
 
 
 class Broken(Wrapped):
@@ -189,5 +197,11 @@ def test_figures_of_a_bundle_add_up(given: RunSettings) -> None:
     assert sum(figures["reads"] for figures in reading) == 15
     assert sum(figures["bytes"] for figures in reading) == 2 * 15 * 20_000
     assert all(figures["wall"] >= 0 for manifest in manifests for figures in manifest["metrics"].values())
-    calling = sum(manifest["metrics"]["calling"]["wall"] for manifest in manifests)
-    assert max(one["ended"] for one in manifests) - min(one["began"] for one in manifests) >= calling
+
+
+def test_a_batch_begins_when_its_reads_go_to_the_engine(given: RunSettings) -> None:
+    launch(given)
+    call(given, Late())
+    workspace = Workspace(given.out)
+    first = min((read_manifest(workspace, batch) for batch in committed_ids(workspace)), key=lambda one: one["began"])
+    assert first["ended"] - first["began"] > 0.1
