@@ -127,7 +127,7 @@ def test_pools_grow_with_the_work_and_shrink(tmp_path: Path, slurm_here: None) -
 
 @pytest.mark.slurm
 def test_lost_jobs_are_replaced_while_slurm_is_away_too(tmp_path: Path, slurm_here: None) -> None:
-    """One scancel; then another with slurmctld stopped for a while, so that sbatch fails."""
+    """Two by scancel; then one, by its own process' end, with slurmctld stopped for a while, so that sbatch fails."""
     told: list[str] = []
 
     def come_up() -> int:
@@ -146,9 +146,9 @@ def test_lost_jobs_are_replaced_while_slurm_is_away_too(tmp_path: Path, slurm_he
         assert first.result(timeout=60)[0] == 1
         state = Path(os.environ["SLURM_CONF"]).parent
         controller = int((state / "slurmctld.pid").read_text())
-        slurm("scancel", min(jobs()))
         os.kill(controller, signal.SIGTERM)
         wait_for(lambda: not psutil.pid_exists(controller), 20)
+        os.kill(min(client.run(os.getppid).values()), signal.SIGKILL)  # the nanny, which is the job
         wait_for(lambda: len(client.scheduler_info()["workers"]) == 1)
         time.sleep(4)
         subprocess.run(["slurmctld", "-f", os.environ["SLURM_CONF"]], check=True)
