@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from tasks.core.chemistry import Fits
 from tasks.core.dorado import default_min_qscore, fits_of
 from tasks.core.errors import SettingsError
 from tasks.engines import bonito
+from tasks.engines.torch_weights import find_weights
 from tasks.settings import checked, read_toml
 
 BUNDLED = Path(__file__).parent / "models"
@@ -68,7 +70,7 @@ class Model:
     samples_per_second: float
     #: Phred score of a base from the network's own error estimate: slope and offset of a line.
     qscore: tuple[float, float] = (1.0, 0.0)
-    #: How signal is scaled: `quantile` (a, b, shift multiplier, scale multiplier) or `pa` (mean, standard deviation).
+    #: How signal is scaled (`tasks.engines.cpu.middle_and_spread`).
     scaling: tuple[str, tuple[float, ...]] = ("quantile", (0.2, 0.9, 0.51, 0.53))
     #: Score of staying in a state, of a CRF.
     stay: float = 0.0
@@ -152,6 +154,9 @@ def list_models(folders: Sequence[Path]) -> list[Model | SettingsError]:
 def _model_directory(folder: Path) -> Model:
     """Describe a model directory of ONT's; its name tells its chemistry."""
     configuration = bonito.read_configuration(folder)
+    find_weights(folder)
+    if find_spec("onnx") is None:
+        raise SettingsError(f"engine.model: {folder} needs the package onnx: pip install 'shoal[models]'")
     name = folder.resolve().name
     fits = fits_of(name)
     if fits is None:
@@ -159,6 +164,8 @@ def _model_directory(folder: Path) -> Model:
             f"engine.model: the name of the model directory {name!r} does not tell its chemistry; name it as ONT does, "
             "e.g. dna_r10.4.1_e8.2_400bps_hac@v4.2.0"
         )
+    if fits.molecule != "dna":
+        raise SettingsError(f"engine.model: {name} calls RNA, which the cpu engine can't; {bonito.WAY_OUT}")
     if configuration.sample_rate is None and fits.sample_rates == (4000,):
         # Measured: models of 4 kHz call 5 kHz signal best as it is, not resampled.
         fits = replace(fits, sample_rates=(4000, 5000))

@@ -63,7 +63,7 @@ class CpuEngine:
         for read in reads:
             calling = _Calling(read, self._model, self._network, moves=self._moves)
             waiting.append(calling)
-            held += calling.samples
+            held += read.num_samples
             for number, signal in enumerate(calling.chunks()):
                 size = padded(len(signal), self._network.chunk)
                 queue = queues.setdefault(size, [])
@@ -74,7 +74,7 @@ class CpuEngine:
                 self._run_all(queues)
             while waiting and waiting[0].finished:
                 done = waiting.popleft()
-                held -= done.samples
+                held -= done.read.num_samples
                 yield done.read, done.outcome()
         self._run_all(queues)
         while waiting:
@@ -120,7 +120,6 @@ class _Calling:
         self._network = network
         self._with_moves = moves
         self._stride = model.stride
-        self.samples = 0
         self._ratio = 1.0
         #: Samples at the model's rate, whole frames of the trunk.
         self._length = 0
@@ -209,7 +208,6 @@ class _Calling:
     def _scale(self) -> Outcome | None:
         """Find the scaling; return the outcome when there is nothing to call."""
         read = self.read
-        self.samples = read.num_samples
         unit = self._network.unit
         self._ratio = read.run.sample_rate / (self._model.sample_rate or read.run.sample_rate)
         self._length = int(read.num_samples / self._ratio) // unit * unit
@@ -220,15 +218,8 @@ class _Calling:
         in_pore = sampled[(sampled > IN_PORE[0]) & (sampled < IN_PORE[1])]
         if len(in_pore) * step < MIN_SAMPLES:
             return Outcome.skipped("dead_signal")
-        strategy, figures = self._model.scaling
-        if strategy == "pa":
-            self._middle, self._spread = figures
-            return None
-        low, high = np.quantile(in_pore, figures[:2])
-        if not high > low:
-            return Outcome.skipped("dead_signal")
-        self._middle, self._spread = figures[2] * float(low + high), figures[3] * float(high - low)
-        return None
+        self._middle, self._spread = middle_and_spread(in_pore, *self._model.scaling)
+        return None if self._spread > 0 else Outcome.skipped("dead_signal")
 
     def _signal(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return samples `start` to `stop` at the model's rate, scaled and clipped."""
@@ -286,6 +277,23 @@ def padded(length: int, chunk: int) -> int:
     """
     eighth = chunk // 8
     return chunk if length == chunk else -(-(length + BLOCK) // eighth) * eighth
+
+
+def middle_and_spread(
+    current: npt.NDArray[np.float32], strategy: str, figures: tuple[float, ...]
+) -> tuple[float, float]:
+    """Return what is taken from a signal's current and what it is then divided by, pA.
+
+    Strategies and their figures, as bonito's and dorado's models name them: `pa` (mean, standard deviation), `quantile`
+    (a, b, shift multiplier, scale multiplier), `med_mad` (none).
+    """
+    if strategy == "pa":
+        return figures[0], figures[1]
+    if strategy == "med_mad":
+        middle = float(np.median(current))
+        return middle, 1.4826 * float(np.median(np.abs(current - middle)))  # normal noise: its standard deviation
+    low, high = np.quantile(current, figures[:2])
+    return figures[2] * float(low + high), figures[3] * float(high - low)
 
 
 def seam(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> int:

@@ -78,16 +78,17 @@ class _Ctc:
 class _Crf:
     """An LSTM-CRF of ONT's, decoded exactly."""
 
-    chunk, overlap, together = 8000, 500, 8
+    together = 8
 
     def __init__(self, model: Model, threads: int, *, int8: bool) -> None:
+        self.unit = model.stride
+        self.chunk, self.overlap = (samples // self.unit * self.unit for samples in (8000, 500))
         try:
             network = bonito.build_network(model.weights, int8=int8)
         except ShoalError as error:
             raise EngineError(str(error)) from error
         self._session = _session(model, network, threads)
         self._stay = model.stay
-        self.unit = model.stride
 
     def call(self, chunks: Floats) -> Calls:
         return crf.decode(self._session(chunks), self._stay)

@@ -8,7 +8,9 @@ Format: PyTorch's serialization notes ("torch.save serialized file format").
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from tasks.core.errors import SettingsError
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
+_CHECKPOINT = re.compile(r"weights_(\d+)\.tar")
 _TYPES = {
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -41,22 +44,42 @@ def read_weights(folder: Path) -> Weights:
     Raises:
         SettingsError: there are none, or they can't be read; names the file.
     """
-    checkpoints = sorted(folder.glob("weights_*.tar"), key=lambda path: int(path.stem.partition("_")[2] or 0))
-    if checkpoints:
-        state = _load(checkpoints[-1])
-        if not isinstance(state, dict):
-            raise SettingsError(f"{checkpoints[-1]} holds no state dict")
-        named = {str(name): value for name, value in state.items()}
-    else:
-        files = sorted(folder.glob("*.tensor"))
-        if not files:
-            raise SettingsError(f"{folder} holds neither weights_*.tar (bonito) nor *.tensor files (dorado)")
+    files = find_weights(folder)
+    if is_numbered_densely(folder):
         named = {file.stem: _only_tensor(file) for file in files}
+    else:
+        state = _load(files[-1])
+        if not isinstance(state, dict):
+            raise SettingsError(f"{files[-1]} holds no state dict")
+        named = {str(name): value for name, value in state.items()}
     return {
         name.removeprefix("encoder."): value.astype(np.float32)
         for name, value in named.items()
         if isinstance(value, np.ndarray)
     }
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files with weights: bonito's checkpoints, the last one last, or dorado's files of a tensor each.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    numbered = [(file, _CHECKPOINT.fullmatch(file.name)) for file in folder.glob("weights_*.tar")]
+    checkpoints = sorted((int(match[1]), file) for file, match in numbered if match)
+    files = [file for _, file in checkpoints] or sorted(folder.glob("*.tensor"))
+    if not files:
+        raise SettingsError(
+            f"engine.model: {folder} holds neither weights_NUMBER.tar (bonito) nor *.tensor files (dorado)"
+        )
+    return files
+
+
+def is_numbered_densely(folder: Path) -> bool:
+    """Tell whether weights are named by layers that have some: dorado's files are, whatever else config.toml lists."""
+    return any(folder.glob("*.tensor")) and not any(
+        map(_CHECKPOINT.fullmatch, (file.name for file in folder.iterdir()))
+    )
 
 
 def _only_tensor(file: Path) -> npt.NDArray[Any]:
@@ -80,10 +103,12 @@ def _load(file: Path) -> Any:
                 raise SettingsError(f"{file} is no file of PyTorch's: it has no data.pkl")
             with archive.open(pickled) as stream:
                 return _Tensors(stream, archive, pickled.removesuffix("data.pkl")).load()
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-        raise SettingsError(f"{file} can't be read as weights of PyTorch's: {error}") from error
+    except SettingsError:
+        raise
     except pickle.UnpicklingError as error:
         raise SettingsError(f"{file}: {error}") from error
+    except Exception as error:  # a damaged pickle may raise any
+        raise SettingsError(f"{file} can't be read as weights of PyTorch's: {error!r}") from error
 
 
 class _Module:
@@ -128,7 +153,8 @@ def _rebuilt(
     storage: npt.NDArray[Any], offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> npt.NDArray[Any]:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if last >= len(storage) or min(size, default=1) < 0 or min(stride, default=0) < 0 or offset < 0:
+    inside = min(size, default=1) >= 1 and min(stride, default=0) >= 0 <= offset and last < len(storage)
+    if not inside or math.prod(size) > len(storage):  # more, by a step of 0, would ask for any memory
         raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} does not lie in its {len(storage)} numbers")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()

@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,21 @@ def write_model(folder: Path, weights: Arrays, *, form: str, config: str = CONFI
     return target
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A tensor that shows one number of its storage again and again."""
+
+    value: np.ndarray
+    times: int
+
+
 def write_archive(path: Path, arrays: dict[str, Any], *, module: bool = False) -> None:
     """Write what `torch.save` writes of a state dict, or `torch.jit.save` of a module with parameters."""
     storages: list[bytes] = []
     with _fake_torch(storages) as (tensor, scripted, pickler):
-        content = {name: tensor(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+        content = {
+            name: tensor(value) if isinstance(value, np.ndarray | Repeated) else value for name, value in arrays.items()
+        }
         stream = io.BytesIO()
         pickler(stream, 2).dump(scripted(content) if module else content)
     with zipfile.ZipFile(path, "w") as archive:
@@ -109,13 +120,16 @@ class _fake_torch:  # noqa: N801
                 storages.append(content)
 
         class Tensor:
-            def __init__(self, value: np.ndarray) -> None:
+            def __init__(self, given: np.ndarray | Repeated) -> None:
+                value = given.value if isinstance(given, Repeated) else given
                 self.shape = value.shape
+                self.strides = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
+                if isinstance(given, Repeated):
+                    self.shape, self.strides = (given.times,), (0,)
                 self.storage = Storage(np.ascontiguousarray(value, np.float32).tobytes())
 
             def __reduce__(self) -> Any:
-                strides = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
-                return _rebuild_tensor_v2, (self.storage, 0, self.shape, strides, False, None)
+                return _rebuild_tensor_v2, (self.storage, 0, self.shape, self.strides, False, None)
 
         class Scripted:
             def __init__(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.engines.bonito_form import (
     NAME,
     STAY,
     STRIDE,
+    Repeated,
     forward,
     random_weights,
     write_archive,
@@ -27,6 +30,8 @@ from tests.engines.squiggles import squiggle
 from tests.making import run_info
 
 FORMS = ["bonito", "dorado"]
+#: Of a linear layer, with how many dimensions each has.
+PARTS = (("weight", 2), ("bias", 1))
 #: The same network spelt out layer by layer, as newer models have it, with a clamp that changes nothing.
 SERIAL = """
 [model]
@@ -80,6 +85,31 @@ def test_damaged_weights_are_named(content: bytes, tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
+def test_a_tensor_does_not_ask_for_more_than_its_file_holds(tmp_path: Path) -> None:
+    """By a step of 0, a few bytes would make any number of numbers."""
+    write_archive(tmp_path / "weights_1.tar", {"x": Repeated(np.zeros(1, np.float32), 1 << 40)})
+    with pytest.raises(
+        SettingsError, match=r"weights_1\.tar: a tensor of shape \(1099511627776,\) does not lie in its 1 numbers"
+    ):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_pickle_is_an_error_of_ours(seed: int, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar"
+    write_archive(whole, random_weights())
+    random = np.random.default_rng(seed)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "weights_1.tar", "w") as damaged:
+        for name in archive.namelist():
+            content = bytearray(archive.read(name))
+            if name.endswith("data.pkl"):
+                for place in random.integers(0, len(content), 5):
+                    content[place] = random.integers(0, 256)
+            damaged.writestr(name, bytes(content))
+    with suppress(SettingsError):  # none where what was hit does not matter
+        read_weights(tmp_path)
+
+
 @pytest.mark.parametrize("config", [CONFIG, SERIAL], ids=["older", "layer by layer"])
 def test_the_graph_computes_what_numpy_computes(config: str, tmp_path: Path) -> None:
     weights = random_weights()
@@ -88,6 +118,52 @@ def test_the_graph_computes_what_numpy_computes(config: str, tmp_path: Path) -> 
     (y,) = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"]).run(None, {"x": x[:, None]})
     assert y.shape == (400 // STRIDE, 3, 64)
     assert np.abs(y - forward(weights, x)).max() < 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_clamps_between_layers_count_in_the_names_of_bonito_s_weights_alone(form: str, tmp_path: Path) -> None:
+    """As models of version 4.2 have them: one behind each convolution."""
+    clamp = '[[encoder.sublayers]]\ntype = "clamp"\nmin = -50.0\nmax = 50.0\n'
+    layers = SERIAL.split("[[encoder.sublayers]]")
+    config = "[[encoder.sublayers]]".join(layers[:2]) + clamp + "[[encoder.sublayers]]".join(["", *layers[2:]])
+    weights = random_weights()
+    stored = weights
+    if form == "bonito":
+        stored = {f"{int(n) + (n != '0')}.{rest}": value for (n, _, rest), value in named_parts(weights)}
+    network = bonito.build_network(write_model(tmp_path, stored, form=form, config=config))
+    x = np.random.default_rng(2).normal(0, 1, (1, 400)).astype(np.float32)
+    (y,) = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"]).run(None, {"x": x[:, None]})
+    assert np.abs(y - forward(weights, x)).max() < 1e-3
+
+
+def named_parts(weights: dict[str, np.ndarray]) -> list[tuple[tuple[str, str, str], np.ndarray]]:
+    """Split the names of weights at the layer's number."""
+    return [(name.partition("."), value) for name, value in weights.items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("0.conv.bias", (1,), r"0\.conv\.bias are of shape \(1,\), where \(4,\)"),
+        ("1.conv.weight", (16, 3, 5), r"1\.conv\.weight are of shape \(16, 3, 5\), where \('any', 4, "),
+        ("4.rnn.weight_ih_l0", (32, 7), r"4\.rnn\.weight_ih_l0 are of shape"),
+        ("4.rnn.weight_hh_l0", (31, 8), r"4\.rnn\.weight_hh_l0 are of shape"),
+        ("4.rnn.weight_hh_l0", (256,), r"4\.rnn\.weight_hh_l0 are of shape"),
+        ("9.linear.weight", (60, 8), r"9\.linear\.bias are of shape \(64,\), where \(60,\)"),
+    ],
+)
+def test_weights_that_do_not_go_together_are_named(
+    name: str, shape: tuple[int, ...], says: str, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path, {**random_weights(), name: np.zeros(shape, np.float32)}, form="bonito")
+    with pytest.raises(SettingsError, match=says):
+        bonito.build_network(folder)
+
+
+def test_as_many_scores_as_moves_between_states(tmp_path: Path) -> None:
+    weights = {**random_weights(), **{f"9.linear.{part}": np.zeros((60, 8)[:n], np.float32) for part, n in PARTS}}
+    with pytest.raises(SettingsError, match="60 scores, where states of 2 bases have 64"):
+        bonito.build_network(write_model(tmp_path, weights, form="bonito"))
 
 
 @pytest.mark.parametrize("config", [CONFIG, SERIAL], ids=["older", "layer by layer"])
@@ -204,11 +280,45 @@ def test_its_name_tells_its_chemistry(tmp_path: Path) -> None:
         (CONFIG.replace('package = "bonito.crf"', 'package = "bonito.transformer"'), "transformer.*--engine dorado"),
         (SERIAL.replace('type = "clamp"', 'type = "attention"'), "attention.*--engine dorado"),
         ("[model]\n", "no LSTM-CRF network"),
+        ("qscore = 3\n" + CONFIG.replace("[qscore]", "[other]"), "no LSTM-CRF network"),
+        (CONFIG.replace("blank_score = 2.0", 'blank_score = "x"'), "no LSTM-CRF network"),
+        (CONFIG + "[input]\nfeatures = 13\n", "input of 13 features"),
+        (SERIAL.replace("mean = 90.0", ""), "no LSTM-CRF network"),
+        (SERIAL.replace("standardise = 1", "standardise = 0"), "scaling 'pa', standardisation"),
+        (SERIAL.replace('strategy = "pa"', 'strategy = "new"'), "scaling 'new'"),
     ],
 )
 def test_other_networks_are_refused_with_the_way_out(config: str, says: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, random_weights(), form="bonito", config=config)
     with pytest.raises(SettingsError, match=says):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling"),
+    [
+        ("dna_r9.4.1_e8_sup@v3.6", ("med_mad", ())),
+        ("dna_r10.4.1_e8.2_400bps_fast@v4.0.0", ("quantile", (0.2, 0.9, 0.51, 0.53))),
+    ],
+)
+def test_a_model_that_does_not_tell_is_scaled_as_its_pore_s_are(
+    name: str, scaling: tuple[str, tuple[float, ...]], tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path, random_weights(), form="dorado").rename(tmp_path / name)
+    assert find_model(str(folder)).scaling == scaling
+
+
+def test_a_model_of_rna_is_refused(tmp_path: Path) -> None:
+    """It would be called backwards."""
+    folder = write_model(tmp_path, random_weights(), form="dorado").rename(tmp_path / "rna004_130bps_hac@v3.0.1")
+    with pytest.raises(SettingsError, match=r"rna004_130bps_hac@v3\.0\.1 calls RNA, which .*--engine dorado"):
+        find_model(str(folder))
+
+
+def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, {}, form="dorado")
+    (folder / "weights_best.tar").touch()
+    with pytest.raises(SettingsError, match=r"holds neither weights_NUMBER\.tar"):
         find_model(str(folder))
 
 
