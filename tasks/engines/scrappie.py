@@ -25,6 +25,8 @@ MIN_QSCORE = 5.0
 STRIDE = 5
 #: A rough figure per CPU core, for estimates.
 SAMPLES_PER_SECOND = 150_000
+#: Samples that are called at once, at most, in some 500 MB, and of overlap of two pieces.
+PIECE, OVERLAP = 200_000, 2_000
 #: Reads shorter than this are not called: scrappie trims 200 samples at the front and 10 at the end.
 MIN_SAMPLES = 400
 
@@ -86,17 +88,15 @@ class ScrappieEngine:
         raw.trim().scale()
         if raw.end - raw.start < MIN_SAMPLES:
             return Outcome.skipped("dead_signal")
-        posterior = self._scrappy.calc_post(raw, NAME, log=True)
-        sequence, _, places = self._scrappy.decode_post(posterior, NAME)
+        pieces = self._pieces(raw.data(as_numpy=True))
+        sequence, qstring = (b"".join(parts) for parts in zip(*pieces, strict=True))
         if not sequence:
             return Outcome.skipped("no_bases")
-        likeliest = np.exp(posterior.data(as_numpy=True).max(axis=1))
-        qstring = _scores(likeliest, np.asarray(places), len(sequence))
         return Outcome.called(
             BasecalledRead(
                 read_id=read.read_id,
                 parent_read_id=read.read_id,
-                sequence=sequence.encode(),
+                sequence=sequence,
                 qstring=qstring,
                 mean_qscore=mean_qscore(qstring),
                 stride=STRIDE,
@@ -105,6 +105,25 @@ class ScrappieEngine:
                 scaling_version="med_mad",
             )
         )
+
+    def _pieces(self, scaled: npt.NDArray[np.float32]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield bases and qstring of a read, piece by piece: scrappie keeps 1,025 figures for each block that it calls.
+
+        Two pieces meet in the middle of what both see, by the base at which each has the 5-mer of that block begin.
+        """
+        starts = range(0, max(len(scaled) - OVERLAP, 1), PIECE - OVERLAP)
+        middle = OVERLAP // 2 // STRIDE
+        for start in starts:
+            piece = self._scrappy.RawTable(scaled[start : start + PIECE])
+            posterior = self._scrappy.calc_post(piece, NAME, log=True)
+            sequence, _, places = self._scrappy.decode_post(posterior, NAME)
+            if not sequence:
+                continue
+            likeliest = np.exp(posterior.data(as_numpy=True).max(axis=1))
+            qstring = _scores(likeliest, np.asarray(places), len(sequence))
+            first = int(places[middle]) if start else 0
+            last = len(sequence) if start == starts[-1] else int(places[PIECE // STRIDE - middle])
+            yield sequence[first:last].encode(), qstring[first:last]
 
 
 def _scores(likeliest: npt.NDArray[np.float32], places: npt.NDArray[Any], bases: int) -> bytes:
