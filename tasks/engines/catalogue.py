@@ -22,6 +22,9 @@ from tasks.settings import checked, read_toml
 BUNDLED = Path(__file__).parent / "models"
 #: What the embedded engine calls with unless told otherwise.
 DEFAULT = "minnow-v6"
+#: Samples per CPU second of a hac model in fp32 (tests/benchmarks/speed.py: 19,500 with AVX2, 28,600 with AVX512), and
+#: the size of its weights: others cost about as much more as they have more of them.
+_HAC_RATE, _HAC_BYTES = 25_000, 25_700_000
 
 
 class _Fits(BaseModel):
@@ -154,7 +157,7 @@ def list_models(folders: Sequence[Path]) -> list[Model | SettingsError]:
 def _model_directory(folder: Path) -> Model:
     """Describe a model directory of ONT's; its name tells its chemistry."""
     configuration = bonito.read_configuration(folder)
-    find_weights(folder)
+    weights = find_weights(folder)
     if find_spec("onnx") is None:
         raise SettingsError(f"engine.model: {folder} needs the package onnx: pip install 'shoal[models]'")
     name = folder.resolve().name
@@ -177,7 +180,7 @@ def _model_directory(folder: Path) -> Model:
         min_qscore=default_min_qscore(name),
         stride=configuration.stride,
         sample_rate=None,
-        samples_per_second=35_000,
+        samples_per_second=_HAC_RATE * _HAC_BYTES / sum(file.stat().st_size for file in weights),
         qscore=configuration.qscore,
         scaling=configuration.scaling,
         stay=configuration.stay,

@@ -40,6 +40,13 @@ WAITING_READS, WAITING_SAMPLES = 256, 4_000_000
 _ALPHABET = np.frombuffer(b"NACGT", np.uint8)
 
 
+def cpu_identity(model: Model) -> EngineIdentity:
+    """Tell who calls with a model."""
+    return EngineIdentity(
+        engine="cpu", version=version("shoal"), model=model.name, model_digest=model.digest, stride=model.stride
+    )
+
+
 class CpuEngine:
     """Calls reads on this process's CPU. Holds a few chunks of signal beside the read it is given."""
 
@@ -47,13 +54,7 @@ class CpuEngine:
         self._network = open_network(model, threads=threads, int8=int8)
         self._model = model
         self._moves = moves
-        self.identity = EngineIdentity(
-            engine="cpu",
-            version=version("shoal"),
-            model=model.name,
-            model_digest=model.digest,
-            stride=model.stride,
-        )
+        self.identity = cpu_identity(model)
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
         """Yield each read with its answer, in order."""

@@ -11,12 +11,12 @@ from tasks.core import dorado_program
 from tasks.core.calls import EngineIdentity
 from tasks.core.chemistry import Fits, mismatch
 from tasks.core.dorado import Patience, default_min_qscore, fits_of, usual_rate
-from tasks.core.errors import ChemistryError, EngineError
+from tasks.core.errors import ChemistryError, EngineError, SettingsError
 from tasks.core.reads import RunInfo
 from tasks.engines import scrappie
 from tasks.engines.base import Engine
-from tasks.engines.catalogue import find_model
-from tasks.engines.cpu import CpuEngine
+from tasks.engines.catalogue import Model, find_model
+from tasks.engines.cpu import CpuEngine, cpu_identity
 from tasks.engines.dorado_program import DoradoProgram, DoradoProgramEngine, check_settings
 from tasks.engines.dorado_server import DoradoServerEngine, Server, model_set
 from tasks.engines.null import NULL_IDENTITY, NULL_MIN_QSCORE, NullEngine
@@ -38,16 +38,20 @@ class Kind:
     slots: Callable[[EngineSettings], int] = lambda settings: 1
 
 
-def _cpu_identity(settings: EngineSettings) -> EngineIdentity:
+def _cpu_model(settings: EngineSettings) -> Model:
     model = find_model(settings.model)
-    return EngineIdentity(
-        engine="cpu", version=version("shoal"), model=model.name, model_digest=model.digest, stride=model.stride
-    )
+    if settings.int8 and model.form != "crf":
+        raise SettingsError(f"engine.int8 is for model directories of ONT's; {model.name} is as it is: leave it out")
+    return model
 
 
 def _cpu_fits(settings: EngineSettings) -> tuple[Fits, str]:
-    model = find_model(settings.model)
+    model = _cpu_model(settings)
     return model.fits, model.name
+
+
+def _cpu_rate(settings: EngineSettings) -> float:
+    return _cpu_model(settings).samples_per_second * settings.threads * (1.5 if settings.int8 else 1)
 
 
 def _server_identity(settings: EngineSettings) -> EngineIdentity:
@@ -90,10 +94,10 @@ def _program_fits(settings: EngineSettings) -> tuple[Fits | None, str]:
 
 KINDS = {
     "cpu": Kind(
-        identity=_cpu_identity,
+        identity=lambda settings: cpu_identity(_cpu_model(settings)),
         fits=_cpu_fits,
-        min_qscore=lambda settings: find_model(settings.model).min_qscore,
-        rate=lambda settings: find_model(settings.model).samples_per_second * settings.threads,
+        min_qscore=lambda settings: _cpu_model(settings).min_qscore,
+        rate=_cpu_rate,
     ),
     "null": Kind(
         identity=lambda settings: NULL_IDENTITY,

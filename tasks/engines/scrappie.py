@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome, mean_qscore
 from tasks.core.chemistry import Fits
-from tasks.core.errors import EngineError
+from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
 
 NAME = "rgrgr_r94"
@@ -35,7 +35,7 @@ def scrappie_identity() -> EngineIdentity:
     """Tell who calls, without loading it.
 
     Raises:
-        EngineError: scrappie is not installed.
+        SettingsError: scrappie is not installed.
     """
     return EngineIdentity(
         engine="scrappie", version=_version(), model=f"scrappie_{NAME}", model_digest="", stride=STRIDE
@@ -46,7 +46,7 @@ def _version() -> str:
     try:
         return version("scrappie")
     except ModuleNotFoundError as error:
-        raise EngineError(
+        raise SettingsError(
             "the scrappie engine needs the package scrappie: pip install 'shoal[scrappie]' "
             "(builds with a C compiler and OpenBLAS's headers; Debian: libopenblas-dev)"
         ) from error

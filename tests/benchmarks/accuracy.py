@@ -78,7 +78,11 @@ def main() -> None:
         answers = list(engine.basecall(reads))
         spent = time.process_time() - began
         columns = matches = mapped_columns = mapped_matches = covered = bases = 0
+        mapped_reads = 0
         for read, outcome in answers:
+            if not outcome.calls:
+                table.add_row(title, read.read_id[:8], outcome.reason)
+                continue
             call = outcome.calls[0]
             sequence, truth = call.sequence.decode(), truths[read.read_id]
             good, length, right = end_to_end(sequence, truth)
@@ -97,13 +101,14 @@ def main() -> None:
             )
             columns, matches, bases = columns + length, matches + good, bases + len(sequence)
             covered += min(share, 1.0) * len(sequence)
+            mapped_reads += best is not None
             mapped_columns += best.blen if best else 0
             mapped_matches += best.mlen if best else 0
             promised.append(np.frombuffer(call.qstring, np.uint8).astype(int) - 33)
             wrong.append(~right)
         table.add_row(
             f"[bold]{title}",
-            f"{sum(bool(o.calls) for _, o in answers)} of {len(reads)}",
+            f"{mapped_reads} of {len(reads)} mapped",
             f"{bases:,}",
             f"[bold]{matches / columns:.4f}",
             f"{mapped_matches / max(mapped_columns, 1):.4f}",
@@ -152,7 +157,8 @@ def calibrated(model: Model, *, int8: bool) -> list[float]:
         wrong.append(~end_to_end(call.sequence.decode(), truths[read.read_id])[2])
     order = np.argsort(np.concatenate(own), kind="stable")
     groups = list(zip(*(np.array_split(np.concatenate(values)[order], 24) for values in (own, wrong)), strict=True))
-    slope, offset = np.polyfit([x.mean() for x, _ in groups], [-10 * np.log10(y.mean()) for _, y in groups], 1)
+    observed = [-10 * np.log10((y.sum() + 0.5) / (len(y) + 1)) for _, y in groups]  # a group may have no error
+    slope, offset = np.polyfit([x.mean() for x, _ in groups], observed, 1)
     return [round(float(slope), 2), round(float(offset), 2)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.core.calls import Fate, Outcome, mean_qscore
-from tasks.core.errors import EngineError
+from tasks.core.errors import ShoalError
 from tasks.core.reads import Read
 from tasks.engines.base import Engine
 from tasks.engines.catalogue import find_model
@@ -35,7 +35,7 @@ def _model_directory(*, int8: bool = False) -> Engine:
 def _scrappie() -> Engine:
     try:
         return ScrappieEngine()
-    except EngineError as error:
+    except ShoalError as error:
         missing(str(error))
 
 

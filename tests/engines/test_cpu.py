@@ -13,12 +13,16 @@ from infra.training.reads import HELD_OUT
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, SettingsError
 from tasks.core.reads import Read
+from tasks.engines import cpu
 from tasks.engines.catalogue import find_model
-from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling, padded
+from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling, middle_and_spread, padded
 from tasks.engines.networks import open_network
+from tasks.engines.registry import identify
 from tasks.formats.pod5 import Unreadable, read_rows
+from tasks.settings import EngineSettings
 from tests.data import library, shared
 from tests.engines.squiggles import squiggle
+from tests.engines.test_bonito import edits
 from tests.making import run_info
 
 #: Samples per chunk and of overlap of the bundled model.
@@ -139,6 +143,54 @@ def test_skipped_reads_do_not_pile_up_behind_a_waiting_one(engine: CpuEngine) ->
     assert pulled <= WAITING_READS + 1
 
 
+def test_long_reads_do_not_pile_up_behind_a_waiting_one(engine: CpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one's end waits in a size that no other read has."""
+    monkeypatch.setattr(cpu, "WAITING_SAMPLES", 50_000)
+    pulled = 0
+
+    def source() -> Iterator[Read]:
+        nonlocal pulled
+        run = run_info(sample_rate=4000)
+        yield squiggle(CHUNK + 1000, run=run)
+        for number in range(2, 100):
+            pulled += 1
+            yield squiggle(CHUNK, number=number, run=run)
+
+    next(iter(engine.basecall(source())))
+    assert pulled <= 9
+
+
+@pytest.mark.parametrize(
+    ("strategy", "figures", "middle", "spread"),
+    [
+        ("pa", (90.0, 20.0), 90.0, 20.0),
+        ("quantile", (0.2, 0.8, 0.5, 0.5), 80.0, 24.0),
+        ("med_mad", (), 80.0, 1.4826 * 20),
+    ],
+)
+def test_scaling(strategy: str, figures: tuple[float, ...], middle: float, spread: float) -> None:
+    current = np.linspace(40, 120, 81, dtype=np.float32)
+    assert middle_and_spread(current, strategy, figures) == pytest.approx((middle, spread))
+
+
+def test_where_chunks_fall_changes_few_bases_and_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a few: 8 to 11 per seam of either were measured (infra/training/README.md tells why)."""
+    lines = shared("data", "r10_4khz", "sq_f5c_reads.truth.fastq").read_text().splitlines()
+    truths = {name[1:].split()[0]: truth for name, truth in zip(lines[::4], lines[1::4], strict=True)}
+    reads = _real_reads(shared("data", "r10_4khz", "sq_f5c_reads.pod5"))
+    real = next(r for r in reads if r.read_id[:8] in HELD_OUT and 50_000 < r.num_samples < 150_000)
+    calls, identities = [], []
+    for size in (CHUNK, 5250, 4500):
+        other = CpuEngine(find_model(None))
+        monkeypatch.setattr(other._network, "chunk", size)
+        calls.append(call(other, real).calls[0].sequence)
+        identities.append(_identity(calls[-1], truths[real.read_id]))
+    seams = [real.num_samples // (size - OVERLAP) for size in (CHUNK, 5250, 4500)]
+    for sequence, count in zip(calls[1:], seams[1:], strict=True):
+        assert edits(calls[0], sequence) <= 14 * (seams[0] + count)
+    assert np.ptp(identities) < 0.01
+
+
 def test_an_exception_inside_a_read_is_its_answer(engine: CpuEngine, caplog: pytest.LogCaptureFixture) -> None:
     bad = replace(squiggle(20_000), run=run_info(sample_rate=0))
     with caplog.at_level(logging.CRITICAL + 1, logger="tasks.engines.cpu"):
@@ -208,6 +260,11 @@ def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:
         find_model("halibut")
     with pytest.raises(SettingsError, match=r"no folder with one \*\.toml"):
         find_model(str(tmp_path))
+
+
+def test_int8_is_not_for_the_bundled_model() -> None:
+    with pytest.raises(SettingsError, match=r"engine\.int8 .* minnow-v6 is as it is"):
+        identify(EngineSettings(int8=True))
 
 
 def test_model_by_folder_and_by_file(tmp_path: Path) -> None:
