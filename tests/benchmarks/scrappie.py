@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.scrappie
 
-Calls slorado's 100 amplicon reads (R9.4.1, 4 kHz; MIT) and maps the calls to their reference by mappy: how many map, and
-matches per alignment column of each one's longest hit.
+Calls slorado's 100 amplicon reads (R9.4.1, 4 kHz; MIT) and maps the calls to their reference by mappy: how many map,
+and matches per alignment column of each one's longest hit.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ def mapped_identity(outcomes: Iterable[Outcome]) -> tuple[int, float]:
 
 def main() -> None:
     """Measure, and print."""
-    given = reads()
-    mapped, identity = mapped_identity(
-        outcome for _, outcome in open_engine(EngineSettings(kind="scrappie")).basecall(given)
-    )
+    given, engine = reads(), open_engine(EngineSettings(kind="scrappie"))
+    mapped, identity = mapped_identity(outcome for _, outcome in engine.basecall(given))
     Console().print(f"{mapped} of {len(given)} mapped, identity {identity:.4f}")
 
 
