@@ -63,9 +63,10 @@ class CallFile:
             write_header(self._bgzf, head)
 
     def write(self, data: bytes) -> int:
-        """Append compressed blocks."""
+        """Append compressed blocks: all of them, or raise OSError."""
         self._digest.update(data)
-        with self.path.open("ab", buffering=0) as file:
+        # Buffered: a bare write to a disk that fills writes a part, and says so only in the count that it returns.
+        with self.path.open("ab") as file:
             return file.write(data)
 
     def compress(self) -> int:
