@@ -83,6 +83,7 @@ def plan_input(settings: RunSettings) -> Launched:
             found,
             batch_samples=settings.batch_samples,
             committed=committed,
+            accept_missing=settings.accept_missing,
         )
     else:
         plan, reads = make_plan(found, batch_samples=settings.batch_samples)

@@ -34,7 +34,9 @@ def settings(*inputs: Path, out: Path, engine: str = "null", **more: object) -> 
     return resolve_settings(file=None, environment={}, command_line=values)
 
 
-def call(given: RunSettings, engine: Engine | None = None, *, only: slice = slice(None)) -> None:
+def call(
+    given: RunSettings, engine: Engine | None = None, *, only: slice = slice(None), carefully: bool = False
+) -> None:
     workspace = Workspace(given.out)
     plan = read_plan(workspace)
     basecall_bundle(
@@ -44,6 +46,8 @@ def call(given: RunSettings, engine: Engine | None = None, *, only: slice = slic
         given.output,
         min_qscore=min_qscore_of(given),
         run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
+        carefully=carefully,
+        accept_missing=given.accept_missing,
     )
 
 
@@ -136,6 +140,34 @@ def test_input_that_is_gone_is_refused(data: Path, tmp_path: Path) -> None:
     (data / "a" / "one.pod5").unlink()
     with pytest.raises(SettingsError, match=r"12 reads .* not in the input any more"):
         launch(given)
+
+
+def test_input_that_is_gone_is_quarantined_on_request(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out", batch_samples=500_000)
+    launch(given)
+    gone, cut = data / "a" / "one.pod5", data / "b" / "two.pod5"
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-500])
+    write_pod5(data / "b" / "new.pod5", [9_000], seed=3)
+    with pytest.raises(SettingsError, match=r"17 reads .*--accept-missing"):
+        launch(given)
+    accepting = settings(data, out=tmp_path / "out", batch_samples=500_000, accept_missing=True)
+    merged = run(accepting)
+    assert (merged.reads, merged.called, merged.quarantined) == (18, 1, 17)
+    ledger = pl.read_parquet(given.out / "ledger.parquet").filter(fate="quarantined")
+    assert dict(ledger.group_by("file", "reason").len().select("file", "reason").iter_rows()) == {
+        str(gone): f"missing: {gone}: no such file",
+        str(cut): f"unfinished: {cut}: has no footer: it is truncated, or still being written",
+    }
+    files = pl.read_parquet(given.out / "input_files.parquet")
+    assert dict(files.select("path", "reason").iter_rows()) == {
+        str(gone): "missing",
+        str(cut): "unfinished",
+        str(data / "b" / "new.pod5"): "",
+    }
+    launch(given)
+    assert merge(given).reads == 18
+    assert not verify(Workspace(given.out)).faults
 
 
 def test_moved_input_is_found(data: Path, tmp_path: Path) -> None:

@@ -59,11 +59,10 @@ class Pod5Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A read whose signal can't be decoded; the reads around it can."""
+    """A read that can't be read; the reads around it can."""
 
     read_id: str
     position: int
-    run: RunInfo
     reason: str
 
 
@@ -150,7 +149,7 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
     Holds one read and one record batch's columns; pages of the mapped file are let go as the stream moves on.
 
     Raises:
-        InputError: the file is not what it was when it was planned.
+        InputError: the file is not what it was when it was planned, or all that is left of these rows can't be read.
     """
     with _opened(Path(path)) as (descriptor, size), _mapped(path, descriptor, size) as mapped:
         tail_start = max(0, size - TAIL)
@@ -191,28 +190,27 @@ class _SignalTable:
         self._compressed = pa.types.is_large_binary(table.schema.field("signal").type)
 
     def read(self, rows: list[int], num_samples: int) -> npt.NDArray[np.int16]:
-        """Return the signal of a read, int16, shape (num_samples,); raise ValueError when it doesn't decode to that."""
+        """Return the signal of a read, int16, shape (num_samples,); raise when it doesn't decode to that."""
+        parts = [(*self._batch(row // self._rows_per_batch), row % self._rows_per_batch) for row in rows]
+        total = sum(samples[i] for _, _, samples, i in parts)
+        if total != num_samples:  # before memory is taken for what may be a damaged number
+            raise ValueError(f"signal has {total} samples, the read table says {num_samples}")
         out = np.empty(num_samples, np.int16)
         at = 0
-        for row in rows:
-            offsets, packed, samples = self._batch(row // self._rows_per_batch)
-            i = row % self._rows_per_batch
+        for offsets, packed, samples, i in parts:
             end = at + samples[i]
-            if end > num_samples:
-                raise ValueError(f"signal is longer than the {num_samples} samples of the read table")
             if self._compressed:
                 pod5_format_pybind.decompress_signal(packed[offsets[i] : offsets[i + 1]], out[at:end])
             else:
                 out[at:end] = np.frombuffer(packed[2 * offsets[i] : 2 * offsets[i + 1]], np.int16)
             at = end
-        if at != num_samples:
-            raise ValueError(f"signal has {at} samples, the read table says {num_samples}")
         return out
 
     def _batch(self, number: int) -> tuple[list[int], memoryview, list[int]]:
         """Return a batch's value offsets, bytes and sample counts; a few batches are kept, they hold no copies."""
         if number not in self._batches:
             batch = self._table.get_batch(number)
+            batch.validate()  # else a damaged count of rows reads on beyond the columns, and the process with it
             column = batch.column("signal")
             buffers = column.buffers()
             offsets = np.frombuffer(buffers[1], np.int64)[: len(column) + 1].tolist()
@@ -261,11 +259,10 @@ def _batch_reads(
         read_id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
         try:
             samples = signal.read(signal_rows[lo:hi], length)
-        except (ValueError, RuntimeError, IndexError, pa.ArrowInvalid) as error:
+        except Exception as error:  # Arrow, numpy and the library raise whatever the damaged bytes come to
             yield Unreadable(
                 read_id=read_id,
                 position=position,
-                run=runs[run],
                 reason=f"unreadable_signal: {error} ({path} row {row})",
             )
         else:
@@ -292,7 +289,7 @@ def _batch_reads(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Open a file for reading and give its descriptor and size; say in InputError why it can't be."""
+    """Open a file for reading and give its descriptor and size; say in InputError why it can't be, or be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
@@ -306,8 +303,13 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         if not stat.S_ISREG(status.st_mode):
             raise InputError(str(path), "not_pod5", "is not a regular file")
         yield descriptor, status.st_size
-    except OSError as error:
-        raise InputError(str(path), "unreadable", f"can't be read: {error.strerror}") from error
+    except InputError:
+        raise
+    except Exception as error:  # Arrow and numpy raise whatever the damaged bytes come to; also OSError, of no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(str(path), "unreadable", f"can't be read: {error.strerror}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(str(path), "corrupt", f"its tables are damaged ({cause}); `pod5 recover` may help") from error
     finally:
         os.close(descriptor)
 
