@@ -194,6 +194,7 @@ def test_other_settings_on_the_same_folder_are_refused(data: Path, tmp_path: Pat
         ("dangling.pod5", "dangling_link"),
         ("copy.pod5", "duplicate_reads"),
         ("none.pod5", "no_reads"),
+        ("flipped.pod5", "corrupt"),
     ],
 )
 def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reason: str) -> None:
@@ -203,6 +204,8 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
         bad.symlink_to(tmp_path / "nowhere.pod5")
     elif name == "none.pod5":
         write_pod5(bad, [])
+    elif name == "flipped.pod5":  # no text any more
+        bad.write_bytes(good.replace(b"GridION", b"Grid\xffON"))
     else:
         bad.write_bytes({"text.pod5": b"hello" * 50, "empty.pod5": b"", "growing.pod5": good[:-500]}.get(name, good))
     merged = run(settings(data, out=tmp_path / "out"))
