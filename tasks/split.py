@@ -39,12 +39,12 @@ import pyarrow.parquet as pq
 from tasks.core.batches import Batch, Bundle, Slice
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, InputError, SupersededError
-from tasks.core.reads import Read
+from tasks.core.reads import Read, RunInfo
 from tasks.core.suspects import MOST, STRIKES, Suspects
 from tasks.engines.base import Engine
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
-from tasks.formats.planfile import read_reads_of
+from tasks.formats.planfile import read_id_text, read_reads_of
 from tasks.formats.pod5 import Unreadable, format_read_id, read_rows
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.metrics import Metrics
@@ -57,8 +57,9 @@ GROUP_SAMPLES = 250_000
 GROUP_READS = 64
 #: Whole batches that wait for the disk.
 COMMITS_WAITING = 2
-#: Why a file can't be read that is there and has its end: another try reads the same. All other reasons may pass.
-LASTING = frozenset(("corrupt", "changed"))
+#: Why a file can't be read that is there and has its end: another try reads the same. All other reasons may pass, and
+#: of a file that was replaced, the next launch looks up where its reads lie now.
+LASTING = frozenset(("corrupt",))
 
 FATE_COLUMNS = pa.schema(
     [
@@ -112,11 +113,11 @@ def basecall_bundle(
         progress: Told of answered reads.
         carefully: The bundle is one batch that failed again and again: call it range by range, and leave a note of
             the range, so that the next attempt knows where this one failed (tasks/core/suspects.py).
-        accept_missing: Quarantine the reads of files that are gone or cut short, and do not wait for them.
+        accept_missing: Quarantine the reads of files that are gone, cut short or replaced, and do not wait for them.
 
     Raises:
         EngineError: the engine broke. Batches committed before stay committed.
-        InputError: an input file is gone, cut short, or can't be opened, which may pass.
+        InputError: an input file is gone, cut short, replaced, or can't be opened, which may pass.
     """
     done = committed_ids(workspace)
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
@@ -155,6 +156,8 @@ class _Pipeline:
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
+        self._last_run: RunInfo | None = None
+        self._last_number: int | None = None
         self.search: _Search | None = None
         self.accept_missing = False
         #: The bundle's reads as the plan has them, by position.
@@ -272,11 +275,25 @@ class _Pipeline:
         """Read the rows of a slice; from where its file can't be read on, answer for the reads that are planned there.
 
         Raises:
-            InputError: the file can't be read, but another try may.
+            InputError: the file can't be read, or holds other reads by now; but another try may find it whole.
         """
         stop = position + part.stop - part.start
+        planned = zip(
+            read_id_text(self.planned.read_ids[position:stop]).to_pylist(),
+            self.planned.num_samples[position:stop].tolist(),
+            self.planned.run[position:stop].tolist(),
+            strict=True,
+        )
         try:
-            for read in read_rows(part.file, part.start, part.stop, position):
+            for read, (read_id, samples, run) in zip(
+                read_rows(part.file, part.start, part.stop, position), planned, strict=True
+            ):
+                if read.read_id != read_id or (
+                    isinstance(read, Read) and (read.num_samples != samples or self._number_of(read.run) != run)
+                ):
+                    row = part.stop - (stop - position)
+                    message = f"row {row} is not read {read_id} of {samples} samples that was planned; plan again"
+                    raise InputError(part.file, "changed", message)
                 yield read
                 position += 1
         except InputError as error:
@@ -287,11 +304,18 @@ class _Pipeline:
                 read_id = format_read_id(self.planned.read_ids[place].tobytes())
                 yield Unreadable(read_id=read_id, position=place, reason=f"{error.reason}: {error}")
 
+    def _number_of(self, run: RunInfo) -> int | None:
+        """Return the plan's number of a run; None where it has none. Quick for the run asked for last."""
+        if run is not self._last_run:
+            self._last_run, self._last_number = run, self.run_numbers.get(run.key)
+        return self._last_number
+
     def _lasts(self, error: InputError) -> bool:
         """Tell whether a file will be no better for another try.
 
-        A file system that is away, or slow to show a new file, must not cost reads. So a file that is gone is given up
-        only by the search in a batch that failed again and again, and where its folder is there and not empty.
+        A file system that is away, or slow to show a new file, must not cost reads. So a file that is gone, or another
+        by now, is given up only by the search in a batch that failed again and again, and where its folder is there
+        and not empty.
         """
         if error.reason in LASTING or self.accept_missing:
             return True

@@ -213,6 +213,43 @@ def test_a_file_that_goes_while_the_run_is_on_costs_its_own_reads(given: RunSett
     assert quarantined(given) == [f"missing: {victim}: no such file"] * 5
 
 
+@pytest.mark.parametrize("change", ["ids", "lengths", "run", "fewer"])
+def test_a_file_that_is_replaced_while_the_run_is_on_is_not_called_for_the_planned_one(
+    given: RunSettings, change: str
+) -> None:
+    launch(given)
+    victim = given.input[0] / "2.pod5"
+    whole = victim.read_bytes()
+    victim.unlink()
+    if change == "run":
+        write_pod5(victim, [20_000] * 5, seed=2, flow_cell_id="FAX2")
+    else:
+        lengths = {"ids": [20_000] * 5, "lengths": [20_000] * 3 + [20_001] * 2, "fewer": [20_000] * 3}[change]
+        write_pod5(victim, lengths, seed=7 if change == "ids" else 2)
+    with pytest.raises(InputError, match=r"2\.pod5: .*; plan again"):
+        call(given)
+    for number in range(3):
+        call(given, only=slice(number, number + 1), carefully=True)
+    victim.write_bytes(whole)  # so that the checker looks for the reads that were planned
+    reasons = quarantined(given)
+    assert len(reasons) == (5 if change in ("ids", "run") else 2)
+    assert all(reason.startswith(f"changed: {victim}: ") for reason in reasons)
+
+
+def test_files_that_change_places_while_the_run_is_on_are_found_by_the_next_launch(given: RunSettings) -> None:
+    launch(given)
+    one, other = given.input[0] / "2.pod5", given.input[0] / "3.pod5"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(InputError, match="plan again"):
+        call(given)
+    launch(given)
+    call(given)
+    assert merge(given).called == 15
+    check_from_outside(given.out, *given.input)
+
+
 def test_a_file_system_that_is_away_costs_no_read(given: RunSettings) -> None:
     launch(given)
     folder = given.input[0]
