@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,25 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
     files = pl.read_parquet(tmp_path / "out" / "input_files.parquet")
     assert files.filter(pl.col("path") == str(bad))["reason"].to_list() == [reason]
     with pytest.raises(SettingsError, match=f"{name}: {reason}"):
+        launch(settings(data, out=tmp_path / "strict", strict=True))
+
+
+def test_a_folder_that_cannot_be_read_is_listed(data: Path, tmp_path: Path) -> None:
+    """One whose path is too long can't be, also by root."""
+    above = os.open(data, os.O_RDONLY)
+    path = data
+    while len(str(path)) < 4096:
+        path /= "deep" * 50
+        os.mkdir(path.name, dir_fd=above)
+        below = os.open(path.name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+    assert run(settings(data, out=tmp_path / "out")).files_not_whole == 1
+    (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
+    assert (row["path"], row["reason"]) == (str(path), "unreadable")
+    assert row["message"] == "can't be opened: File name too long"
+    with pytest.raises(SettingsError, match="unreadable: can't be opened"):
         launch(settings(data, out=tmp_path / "strict", strict=True))
 
 

@@ -73,8 +73,9 @@ class Unreadable:
 def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
-    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over. A file given
-    by name is listed whatever its name; one named *.txt is a list of such paths, one per line.
+    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over, and so is a
+    folder that can't be read. A file given by name is listed whatever its name; one named *.txt is a list of such
+    paths, one per line.
     """
     found: dict[Path, None] = {}
     for given in inputs:
@@ -86,7 +87,9 @@ def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
             found.setdefault(given.absolute())
             continue
         seen: set[tuple[int, int]] = set()
-        for folder, subfolders, names in os.walk(given.absolute(), followlinks=True):
+        for folder, subfolders, names in os.walk(
+            given.absolute(), followlinks=True, onerror=lambda error: found.setdefault(Path(error.filename))
+        ):
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
                 subfolders.clear()
@@ -309,6 +312,8 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         raise InputError(str(path), "unreadable", f"can't be opened: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(str(path), "unreadable", "is a folder that can't be listed")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(str(path), "not_pod5", "is not a regular file")
         yield descriptor, status.st_size
