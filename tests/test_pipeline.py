@@ -217,6 +217,14 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
         launch(settings(data, out=tmp_path / "strict", strict=True))
 
 
+def test_a_name_that_is_not_utf8_costs_only_its_file(data: Path, tmp_path: Path) -> None:
+    (data / "a" / "one.pod5").rename(data / "a" / os.fsdecode(b"caf\xe9.pod5"))
+    merged = run(settings(data, out=tmp_path / "out"))
+    assert (merged.reads, merged.files_not_whole) == (5, 1)
+    (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
+    assert (row["path"], row["reason"]) == (f"{data}/a/caf\\xe9.pod5", "bad_name")
+
+
 def test_a_folder_that_cannot_be_read_is_listed(data: Path, tmp_path: Path) -> None:
     """One whose path is too long can't be, also by root."""
     above = os.open(data, os.O_RDONLY)
