@@ -130,6 +130,7 @@ class RunOptions:
     bundle_samples: Annotated[int | None, _from(RunSettings, "bundle_samples")] = None
     rounds: Annotated[int | None, _from(RunSettings, "rounds")] = None
     strict: Annotated[bool | None, _from(RunSettings, "strict")] = None
+    accept_missing: Annotated[bool | None, _from(RunSettings, "accept_missing")] = None
     log_level: Annotated[str | None, _from(RunSettings, "log_level")] = None
     settings: Annotated[Path | None, Parameter(help="Settings file (TOML); the command line wins over it.")] = None
 

@@ -73,6 +73,7 @@ def call_bundle(
     output: OutputSettings,
     min_qscore: float,
     carefully: bool = False,
+    accept_missing: bool = False,
 ) -> BundleReport:
     """Call one bundle on the worker's engine. Runs on a Dask worker; only names and numbers come and go."""
     workspace = Workspace(Path(out))
@@ -89,6 +90,7 @@ def call_bundle(
             run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
             progress=lambda batch_id, reads, samples: beat.beat(batch_id=batch_id, reads=reads, samples=samples),
             carefully=carefully,
+            accept_missing=accept_missing,
         )
         return replace(report, worker=worker_name())
     except InputError:
@@ -212,6 +214,7 @@ def _run(
                 settings.output,
                 min_qscore,
                 careful and len(bundle.batches) == 1,
+                settings.accept_missing,
             )
             running[future.wrapped_future.key] = future, bundle
             crew.submitted(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,7 @@ def plan_input(settings: RunSettings) -> Launched:
             found,
             batch_samples=settings.batch_samples,
             committed=committed,
+            accept_missing=settings.accept_missing,
         )
     else:
         plan, reads = make_plan(found, batch_samples=settings.batch_samples)
@@ -104,7 +106,7 @@ def scan(inputs: tuple[Path, ...], *, refusal: Callable[[RunInfo], str]) -> Foun
     for path, index in _scan_each(find_pod5(inputs)):
         if isinstance(index, InputError):
             logger.warning("left out %s", index)
-            files.append(FoundFile(path=str(path), size=_size(path), reason=index.reason, message=index.message))
+            files.append(FoundFile(path=index.path, size=_size(path), reason=index.reason, message=index.message))
             continue
         for run in index.runs:
             runs.setdefault(run.key, run)
@@ -179,6 +181,11 @@ def _scan_each(paths: list[Path]) -> Iterator[tuple[Path, Pod5Index | InputError
 
 
 def _try_scan(path: Path) -> tuple[Path, Pod5Index | InputError]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return path, InputError(shown, "bad_name", "its name is not UTF-8, and no table can hold it; rename it")
     try:
         return path, scan_pod5(path)
     except InputError as error:

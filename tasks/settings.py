@@ -210,6 +210,11 @@ class RunSettings(BaseModel):
         "INFO", title="Log level of the workers", description="each worker writes a log file in OUT/.shoal/logs"
     )
     strict: bool = Field(False, title="Strict", description="refuse to run when any input can't be used")
+    accept_missing: bool = Field(
+        False,
+        title="Accept missing input",
+        description="quarantine reads that were planned and are not in the input any more; else such a run is refused",
+    )
 
     @field_validator("input", mode="after")
     @classmethod

@@ -29,21 +29,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.batches import Batch, Bundle
+from tasks.core.batches import Batch, Bundle, Slice
 from tasks.core.calls import Fate, Outcome
-from tasks.core.errors import EngineError, SupersededError
+from tasks.core.errors import EngineError, InputError, SupersededError
 from tasks.core.reads import Read, RunInfo
 from tasks.core.suspects import MOST, STRIKES, Suspects
 from tasks.engines.base import Engine
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
-from tasks.formats.pod5 import Unreadable, read_rows
+from tasks.formats.planfile import read_id_text, read_reads_of
+from tasks.formats.pod5 import Unreadable, format_read_id, read_rows
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.metrics import Metrics
 from tasks.settings import OutputSettings
@@ -55,6 +57,9 @@ GROUP_SAMPLES = 250_000
 GROUP_READS = 64
 #: Whole batches that wait for the disk.
 COMMITS_WAITING = 2
+#: Why a file can't be read that is there and has its end: another try reads the same. All other reasons may pass, and
+#: of a file that was replaced, the next launch looks up where its reads lie now.
+LASTING = frozenset(("corrupt",))
 
 FATE_COLUMNS = pa.schema(
     [
@@ -96,26 +101,30 @@ def basecall_bundle(
     run_numbers: dict[tuple[str | int, ...], int],
     progress: Progress = lambda batch_id, reads, samples: None,
     carefully: bool = False,
+    accept_missing: bool = False,
 ) -> BundleReport:
     """Call the batches of a bundle as one stream, and commit each.
 
-    Batches that another attempt has committed meanwhile are passed over. Safe to repeat at any time.
+    Batches that another attempt has committed meanwhile are passed over. Safe to repeat at any time. What can't be read
+    of a file that is there and whole is quarantined.
 
     Args:
         run_numbers: The plan's number of each run, by its key.
         progress: Told of answered reads.
         carefully: The bundle is one batch that failed again and again: call it range by range, and leave a note of
             the range, so that the next attempt knows where this one failed (tasks/core/suspects.py).
+        accept_missing: Quarantine the reads of files that are gone, cut short or replaced, and do not wait for them.
 
     Raises:
         EngineError: the engine broke. Batches committed before stay committed.
-        InputError: an input file is not what it was when it was planned.
+        InputError: an input file is gone, cut short, replaced, or can't be opened, which may pass.
     """
     done = committed_ids(workspace)
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
     if not batches:
         return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
     pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress)
+    pipeline.accept_missing = accept_missing
     if carefully:
         pipeline.search = _Search(workspace, batches[0])
     try:
@@ -147,7 +156,12 @@ class _Pipeline:
         self.progress = progress
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
+        self._last_run: RunInfo | None = None
+        self._last_number: int | None = None
         self.search: _Search | None = None
+        self.accept_missing = False
+        #: The bundle's reads as the plan has them, by position.
+        self.planned = read_reads_of(workspace, tuple(batch.number for batch in batches))
         #: Reads that can't be read, answered without the engine.
         self.unreadable: deque[Answer] = deque()
         #: Position of each batch's first read in the bundle.
@@ -250,12 +264,67 @@ class _Pipeline:
         position = 0
         for batch in self.batches:
             for part in batch.slices:
-                for read in read_rows(part.file, part.start, part.stop, position):
-                    position = read.position + 1
+                for read in self._slice(part, position):
                     if isinstance(read, Read):
                         yield read
                     else:
                         self.unreadable.append((read, Outcome.quarantined(read.reason)))
+                position += part.stop - part.start
+
+    def _slice(self, part: Slice, position: int) -> Iterator[Read | Unreadable]:
+        """Read the rows of a slice; from where its file can't be read on, answer for the reads that are planned there.
+
+        Raises:
+            InputError: the file can't be read, or holds other reads by now; but another try may find it whole.
+        """
+        stop = position + part.stop - part.start
+        planned = zip(
+            read_id_text(self.planned.read_ids[position:stop]).to_pylist(),
+            self.planned.num_samples[position:stop].tolist(),
+            self.planned.run[position:stop].tolist(),
+            strict=True,
+        )
+        try:
+            for read, (read_id, samples, run) in zip(
+                read_rows(part.file, part.start, part.stop, position), planned, strict=True
+            ):
+                if read.read_id != read_id or (
+                    isinstance(read, Read) and (read.num_samples != samples or self._number_of(read.run) != run)
+                ):
+                    row = part.stop - (stop - position)
+                    message = f"row {row} is not read {read_id} of {samples} samples that was planned; plan again"
+                    raise InputError(part.file, "changed", message)
+                yield read
+                position += 1
+        except InputError as error:
+            if not self._lasts(error):
+                raise
+            logger.warning("%d reads are quarantined: %s", stop - position, error)
+            for place in range(position, stop):
+                read_id = format_read_id(self.planned.read_ids[place].tobytes())
+                yield Unreadable(read_id=read_id, position=place, reason=f"{error.reason}: {error}")
+
+    def _number_of(self, run: RunInfo) -> int | None:
+        """Return the plan's number of a run; None where it has none. Quick for the run asked for last."""
+        if run is not self._last_run:
+            self._last_run, self._last_number = run, self.run_numbers.get(run.key)
+        return self._last_number
+
+    def _lasts(self, error: InputError) -> bool:
+        """Tell whether a file will be no better for another try.
+
+        A file system that is away, or slow to show a new file, must not cost reads. So a file that is gone, or another
+        by now, is given up only by the search in a batch that failed again and again, and where its folder is there
+        and not empty.
+        """
+        if error.reason in LASTING or self.accept_missing:
+            return True
+        if self.search is None:
+            return False
+        try:
+            return any(Path(os.path.realpath(error.path)).parent.iterdir())
+        except OSError:
+            return False
 
 
 class _Search:
@@ -342,9 +411,6 @@ class _BatchWriter:
         self.stop = pipeline.starts[number + 1]
         self.began = began
         self.early: dict[int, tuple[Read | Unreadable, Outcome]] = {}
-        #: The run that the last read was of, and its number: asked anew for each read, it would cost.
-        self.last_run: RunInfo | None = None
-        self.last_number = 0
         self.fates: list[tuple[bytes, int, str, str, str, int, int]] = []
         self._exit = ExitStack()
 
@@ -375,12 +441,13 @@ class _BatchWriter:
             self.next += 1
 
     def _write(self, read: Read | Unreadable, outcome: Outcome) -> None:
-        if read.run is not self.last_run:
-            self.last_run, self.last_number = read.run, self.pipeline.run_numbers[read.run.key]
-        run = self.last_number
+        run = int(self.pipeline.planned.run[read.position])
         bases = 0
         if outcome.calls and isinstance(read, Read):
-            bases = self.outputs.add(run, read, outcome.calls)
+            try:
+                bases = self.outputs.add(run, read, outcome.calls)
+            except InputError as error:
+                outcome = Outcome.quarantined(f"{error.reason}: {error}")
         self.fates.append(
             (
                 bytes.fromhex(read.read_id.replace("-", "")),

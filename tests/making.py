@@ -122,3 +122,11 @@ def damage_signal(path: Path, number: int = 1) -> None:
         frame = content.index(ZSTD, frame + 1)
     content[frame : frame + len(ZSTD)] = b"rust"
     path.write_bytes(content)
+
+
+def damage_signal_table(path: Path) -> None:
+    """Spoil the list of contents of a POD5 file's signal table: it can be planned, and no signal be read."""
+    content = bytearray(path.read_bytes())
+    end = content.index(b"ARROW1", content.index(b"ARROW1") + 1)
+    content[end - 60 : end] = b"rust" * 15
+    path.write_bytes(content)

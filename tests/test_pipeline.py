@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def settings(*inputs: Path, out: Path, engine: str = "null", **more: object) -> 
     return resolve_settings(file=None, environment={}, command_line=values)
 
 
-def call(given: RunSettings, engine: Engine | None = None, *, only: slice = slice(None)) -> None:
+def call(
+    given: RunSettings, engine: Engine | None = None, *, only: slice = slice(None), carefully: bool = False
+) -> None:
     workspace = Workspace(given.out)
     plan = read_plan(workspace)
     basecall_bundle(
@@ -44,6 +47,8 @@ def call(given: RunSettings, engine: Engine | None = None, *, only: slice = slic
         given.output,
         min_qscore=min_qscore_of(given),
         run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
+        carefully=carefully,
+        accept_missing=given.accept_missing,
     )
 
 
@@ -138,6 +143,34 @@ def test_input_that_is_gone_is_refused(data: Path, tmp_path: Path) -> None:
         launch(given)
 
 
+def test_input_that_is_gone_is_quarantined_on_request(data: Path, tmp_path: Path) -> None:
+    given = settings(data, out=tmp_path / "out", batch_samples=500_000)
+    launch(given)
+    gone, cut = data / "a" / "one.pod5", data / "b" / "two.pod5"
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-500])
+    write_pod5(data / "b" / "new.pod5", [9_000], seed=3)
+    with pytest.raises(SettingsError, match=r"17 reads .*--accept-missing"):
+        launch(given)
+    accepting = settings(data, out=tmp_path / "out", batch_samples=500_000, accept_missing=True)
+    merged = run(accepting)
+    assert (merged.reads, merged.called, merged.quarantined) == (18, 1, 17)
+    ledger = pl.read_parquet(given.out / "ledger.parquet").filter(fate="quarantined")
+    assert dict(ledger.group_by("file", "reason").len().select("file", "reason").iter_rows()) == {
+        str(gone): f"missing: {gone}: no such file",
+        str(cut): f"unfinished: {cut}: has no footer: it is truncated, or still being written",
+    }
+    files = pl.read_parquet(given.out / "input_files.parquet")
+    assert dict(files.select("path", "reason").iter_rows()) == {
+        str(gone): "missing",
+        str(cut): "unfinished",
+        str(data / "b" / "new.pod5"): "",
+    }
+    launch(given)
+    assert merge(given).reads == 18
+    assert not verify(Workspace(given.out)).faults
+
+
 def test_moved_input_is_found(data: Path, tmp_path: Path) -> None:
     given = settings(data, out=tmp_path / "out")
     launch(given)
@@ -162,6 +195,7 @@ def test_other_settings_on_the_same_folder_are_refused(data: Path, tmp_path: Pat
         ("dangling.pod5", "dangling_link"),
         ("copy.pod5", "duplicate_reads"),
         ("none.pod5", "no_reads"),
+        ("flipped.pod5", "corrupt"),
     ],
 )
 def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reason: str) -> None:
@@ -171,6 +205,8 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
         bad.symlink_to(tmp_path / "nowhere.pod5")
     elif name == "none.pod5":
         write_pod5(bad, [])
+    elif name == "flipped.pod5":  # no text any more
+        bad.write_bytes(good.replace(b"GridION", b"Grid\xffON"))
     else:
         bad.write_bytes({"text.pod5": b"hello" * 50, "empty.pod5": b"", "growing.pod5": good[:-500]}.get(name, good))
     merged = run(settings(data, out=tmp_path / "out"))
@@ -178,6 +214,33 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
     files = pl.read_parquet(tmp_path / "out" / "input_files.parquet")
     assert files.filter(pl.col("path") == str(bad))["reason"].to_list() == [reason]
     with pytest.raises(SettingsError, match=f"{name}: {reason}"):
+        launch(settings(data, out=tmp_path / "strict", strict=True))
+
+
+def test_a_name_that_is_not_utf8_costs_only_its_file(data: Path, tmp_path: Path) -> None:
+    (data / "a" / "one.pod5").rename(data / "a" / os.fsdecode(b"caf\xe9.pod5"))
+    merged = run(settings(data, out=tmp_path / "out"))
+    assert (merged.reads, merged.files_not_whole) == (5, 1)
+    (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
+    assert (row["path"], row["reason"]) == (f"{data}/a/caf\\xe9.pod5", "bad_name")
+
+
+def test_a_folder_that_cannot_be_read_is_listed(data: Path, tmp_path: Path) -> None:
+    """One whose path is too long can't be, also by root."""
+    above = os.open(data, os.O_RDONLY)
+    path = data
+    while len(str(path)) < 4096:
+        path /= "deep" * 50
+        os.mkdir(path.name, dir_fd=above)
+        below = os.open(path.name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+    assert run(settings(data, out=tmp_path / "out")).files_not_whole == 1
+    (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
+    assert (row["path"], row["reason"]) == (str(path), "unreadable")
+    assert row["message"] == "can't be opened: File name too long"
+    with pytest.raises(SettingsError, match="unreadable: can't be opened"):
         launch(settings(data, out=tmp_path / "strict", strict=True))
 
 

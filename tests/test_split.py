@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from tasks.core.calls import EngineIdentity, Outcome
-from tasks.core.errors import EngineError
+from tasks.core.errors import EngineError, InputError
 from tasks.core.reads import Read
 from tasks.engines.null import NullEngine
 from tasks.formats.commit import committed_ids, read_manifest
@@ -21,7 +21,8 @@ from tasks.formats.workspace import Workspace
 from tasks.launch import launch
 from tasks.merge import merge
 from tasks.settings import RunSettings
-from tests.making import damage_signal, write_pod5
+from tasks.verify import verify
+from tests.making import damage_signal, damage_signal_table, read_uuid, write_pod5
 from tests.test_pipeline import call, check_from_outside, digests, settings
 
 Answers = Iterator[tuple[Read, Outcome]]
@@ -176,6 +177,103 @@ def test_a_damaged_signal_quarantines_its_read_alone(given: RunSettings) -> None
     assert row["reason"].startswith("unreadable_signal")
     assert row["file"] == str(victim)
     check_from_outside(given.out, *given.input)
+
+
+def quarantined(given: RunSettings) -> list[str]:
+    """Merge, check, and return the reasons of the reads that are quarantined."""
+    merged = merge(given)
+    rows = pl.read_parquet(given.out / "ledger.parquet").filter(fate="quarantined")
+    assert merged.called == merged.reads - rows.height
+    check_from_outside(given.out, *(path for path in given.input[0].iterdir() if path.is_file()))
+    return rows["reason"].to_list()
+
+
+def test_a_damaged_signal_table_quarantines_the_reads_of_its_file(given: RunSettings) -> None:
+    victim = given.input[0] / "2.pod5"
+    whole = victim.read_bytes()
+    damage_signal_table(victim)
+    assert len(scan_pod5(victim).read_ids) == 5
+    launch(given)
+    call(given)
+    victim.write_bytes(whole)  # so that the checker can read it
+    reasons = quarantined(given)
+    assert len(reasons) == 5
+    assert all(reason.startswith(f"corrupt: {victim}: ") for reason in reasons)
+
+
+def test_a_file_that_goes_while_the_run_is_on_costs_its_own_reads(given: RunSettings) -> None:
+    """Only the search in a batch that failed again and again gives it up, for it may come back."""
+    launch(given)
+    victim = given.input[0] / "2.pod5"
+    victim.unlink()
+    with pytest.raises(InputError, match=r"2\.pod5: no such file"):
+        call(given)
+    for number in range(3):
+        call(given, only=slice(number, number + 1), carefully=True)
+    assert quarantined(given) == [f"missing: {victim}: no such file"] * 5
+
+
+@pytest.mark.parametrize("change", ["ids", "lengths", "run", "fewer"])
+def test_a_file_that_is_replaced_while_the_run_is_on_is_not_called_for_the_planned_one(
+    given: RunSettings, change: str
+) -> None:
+    launch(given)
+    victim = given.input[0] / "2.pod5"
+    whole = victim.read_bytes()
+    victim.unlink()
+    if change == "run":
+        write_pod5(victim, [20_000] * 5, seed=2, flow_cell_id="FAX2")
+    else:
+        lengths = {"ids": [20_000] * 5, "lengths": [20_000] * 3 + [20_001] * 2, "fewer": [20_000] * 3}[change]
+        write_pod5(victim, lengths, seed=7 if change == "ids" else 2)
+    with pytest.raises(InputError, match=r"2\.pod5: .*; plan again"):
+        call(given)
+    for number in range(3):
+        call(given, only=slice(number, number + 1), carefully=True)
+    victim.write_bytes(whole)  # so that the checker looks for the reads that were planned
+    reasons = quarantined(given)
+    assert len(reasons) == (5 if change in ("ids", "run") else 2)
+    assert all(reason.startswith(f"changed: {victim}: ") for reason in reasons)
+
+
+def test_files_that_change_places_while_the_run_is_on_are_found_by_the_next_launch(given: RunSettings) -> None:
+    launch(given)
+    one, other = given.input[0] / "2.pod5", given.input[0] / "3.pod5"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(InputError, match="plan again"):
+        call(given)
+    launch(given)
+    call(given)
+    assert merge(given).called == 15
+    check_from_outside(given.out, *given.input)
+
+
+def test_a_file_system_that_is_away_costs_no_read(given: RunSettings) -> None:
+    launch(given)
+    folder = given.input[0]
+    folder.rename(folder.with_name("away"))
+    for emptied in (False, True):
+        if emptied:
+            folder.mkdir()  # a mount point
+        with pytest.raises(InputError, match="no such file"):
+            call(given, only=slice(0, 1), carefully=True)
+    folder.rmdir()
+    folder.with_name("away").rename(folder)
+    call(given)
+    assert merge(given).called == 15
+
+
+def test_a_read_that_a_format_cannot_hold_quarantines_itself_alone(given: RunSettings) -> None:
+    given = given.model_copy(update={"output": given.output.model_copy(update={"formats": ("fastq", "bam")})})
+    victim = write_pod5(given.input[0] / "4.pod5", [20_000], seed=4, first=2**32 - 1)
+    write_pod5(given.input[0] / "5.pod5", [20_000] * 3, seed=4)
+    launch(given)
+    call(given)
+    (reason,) = quarantined(given)
+    assert reason.startswith(f"unwritable: {victim}: read {read_uuid(4, 2**32 - 1)} in row 0 can't be written")
+    assert not verify(Workspace(given.out)).faults
 
 
 def test_a_read_of_a_hundred_million_samples(tmp_path: Path) -> None:

@@ -106,12 +106,21 @@ def make_plan(found: Found, *, batch_samples: int) -> tuple[Plan, PlannedReads]:
 
 
 def extend_plan(
-    plan: Plan, planned: PlannedReads, found: Found, *, batch_samples: int, committed: Collection[str]
+    plan: Plan,
+    planned: PlannedReads,
+    found: Found,
+    *,
+    batch_samples: int,
+    committed: Collection[str],
+    accept_missing: bool = False,
 ) -> tuple[Plan, PlannedReads]:
     """Go on from a plan: keep its batches as they are, look up where their reads lie now, and add what is new.
 
+    Args:
+        accept_missing: Keep reads that are no longer in the input where they were; who reads there quarantines them.
+
     Raises:
-        SettingsError: reads that are planned and not committed are no longer in the input.
+        SettingsError: reads that are planned and not committed are no longer in the input: a file system may be away.
     """
     n = len(planned.read_ids)
     first = first_occurrence(np.concatenate((planned.read_ids, found.read_ids)))[n:]
@@ -122,19 +131,19 @@ def extend_plan(
     gone = where < 0
     waiting = np.array([batch.batch_id not in committed for batch in plan.batches] + [False])  # the last for batch -1
     lost = gone & waiting[planned.batch]
-    if lost.any():
+    if lost.any() and not accept_missing:
         path = plan.files[int(planned.file[int(np.argmax(lost))])].path
+        whys = (f" ({file.reason}: {file.message})" for file in found.files if file.path == path and file.reason)
         raise SettingsError(
             f"{int(lost.sum())} reads of this run folder's plan that are not called yet are not in the input any more, "
-            f"e.g. of {path}; give the input that the run was begun with, or another output folder"
+            f"e.g. of {path}{next(whys, '')}; give the input that the run was begun with, or another output folder; or "
+            "have them quarantined: --accept-missing"
         )
     counted_here = new.copy()
     counted_here[where[~gone]] = True
     added_plan, added = _assemble(found, new, batch_samples, duplicates=~counted_here)
     runs, run_place = _merged_runs(plan, added_plan)
-    kept_files = sorted(set(planned.file[gone].tolist()))
-    file_place = {old: len(found.files) + i for i, old in enumerate(kept_files)}
-    files = added_plan.files + tuple(plan.files[old] for old in kept_files)
+    files, file_place = _kept_files(plan, added_plan.files, planned.file[gone], planned.file[lost])
     found_at = np.where(gone, 0, where)
     moved_file = np.array([file_place.get(int(old), -1) for old in range(len(plan.files))], np.int32)
     old_file = np.where(gone, moved_file[planned.file], found.file[found_at] if len(found.file) else 0).astype(np.int32)
@@ -170,6 +179,31 @@ def extend_plan(
         for i, run in enumerate(runs)
     )
     return Plan(runs=counted, files=files, batches=old_batches + new_batches), reads
+
+
+def _kept_files(
+    plan: Plan, files: tuple[PlannedFile, ...], gone: npt.NDArray[np.int32], lost: npt.NDArray[np.int32]
+) -> tuple[tuple[PlannedFile, ...], dict[int, int]]:
+    """Add to the files found those of the plan whose reads were not; also return the place of each of these.
+
+    Args:
+        gone: The file in the plan of each planned read that is in no file found.
+        lost: Likewise, of those that are not called either.
+    """
+    grown = list(files)
+    by_path = {file.path: place for place, file in enumerate(files)}
+    places = {}
+    lost_of = np.bincount(lost, minlength=len(plan.files)).tolist()
+    for old in sorted(set(gone.tolist())):
+        file = plan.files[old]
+        place = places[old] = by_path.setdefault(file.path, len(grown))
+        if place == len(grown):
+            grown.append(file)
+        if lost_of[old] and grown[place].status == "ok":
+            status = "skipped" if place >= len(files) and lost_of[old] == file.reads else "partly"
+            message = f"{lost_of[old]} reads were planned and are not in it any more"
+            grown[place] = replace(grown[place], status=status, reason="missing", message=message)
+    return tuple(grown), places
 
 
 def _assemble(

@@ -6,6 +6,7 @@ What a read becomes is decided here once, for split, which writes it first, and 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from tasks.core.calls import Barcode, BasecalledRead, EngineIdentity
+from tasks.core.errors import InputError
 from tasks.core.reads import Read, RunInfo
 from tasks.formats.bam import BamEncoder, header, join_bam, read_group_line, write_header
 from tasks.formats.bgzf import BgzfWriter
@@ -63,9 +65,10 @@ class CallFile:
             write_header(self._bgzf, head)
 
     def write(self, data: bytes) -> int:
-        """Append compressed blocks."""
+        """Append compressed blocks: all of them, or raise OSError."""
         self._digest.update(data)
-        with self.path.open("ab", buffering=0) as file:
+        # Buffered: a bare write to a disk that fills writes a part, and says so only in the count that it returns.
+        with self.path.open("ab") as file:
             return file.write(data)
 
     def compress(self) -> int:
@@ -141,32 +144,29 @@ class BatchOutputs:
         return self._writing.identity
 
     def add(self, number: int, read: Read, calls: Iterable[BasecalledRead]) -> int:
-        """Write the calls of a read; return their bases.
+        """Write the calls of a read, all of them or none; return their bases.
 
         Args:
             number: The plan's number of the read's run.
+
+        Raises:
+            InputError: the read has a value that a format can't hold.
         """
-        run = self._runs.get(number)
-        if run is None:
-            run = self._runs[number] = _RunOutputs(read.run, self._writing)
-        bases = 0
-        for called in calls:
-            call = called
-            if call.barcode is not None and self._writing.sheet is not None:
-                call = replace(call, barcode=run.named(call.barcode))
-            passes = call.mean_qscore >= self._writing.min_qscore
-            folder = path_part(call.barcode.folder) if call.barcode else ""
-            if run.fastq:
-                self._file(number, "fastq", passes, folder, call.barcode, run).records.append(
-                    run.fastq.record(read, call)
-                )
-            if run.bam:
-                file = self._file(number, "bam", passes, folder, call.barcode, run)
-                file.records.append(run.bam.records(read, call))
-                run.see(file, call.barcode)
-            run.rows.add(read, call, passes)
-            bases += len(call.sequence)
-        return bases
+        run = self._runs.get(number) or _RunOutputs(read.run, self._writing)
+        try:
+            encoded = [run.encode(read, call) for call in calls]
+        except (struct.error, ArithmeticError, ValueError) as error:
+            message = f"read {read.read_id} in row {read.row} can't be written: {error}"
+            raise InputError(read.file, "unwritable", message) from error
+        self._runs[number] = run
+        for call, passes, folder, records, row in encoded:
+            for kind, record in records:
+                file = self._file(number, kind, passes, folder, call.barcode, run)
+                file.records.append(record)
+                if kind == "bam":
+                    run.see(file, call.barcode)
+            run.rows.add(row)
+        return sum(len(call.sequence) for call, *_ in encoded)
 
     def _file(
         self, number: int, kind: Staged, passes: bool, folder: str, barcode: Barcode | None, run: _RunOutputs
@@ -216,6 +216,23 @@ class _RunOutputs:
         self._names: dict[str, tuple[str, str]] = {}
         #: Labels of the barcodes whose read groups are in each file's header.
         self._known: dict[Place, set[str]] = {}
+
+    def encode(
+        self, read: Read, called: BasecalledRead
+    ) -> tuple[BasecalledRead, bool, str, list[tuple[Staged, bytes]], tuple[Any, ...]]:
+        """Return a call as it is named here, its verdict and folder, its records, its row of the summary."""
+        writing = self._writing
+        call = called
+        if call.barcode is not None and writing.sheet is not None:
+            call = replace(call, barcode=self.named(call.barcode))
+        passes = call.mean_qscore >= writing.min_qscore
+        records: list[tuple[Staged, bytes]] = []
+        if self.fastq:
+            records.append(("fastq", self.fastq.record(read, call)))
+        if self.bam:
+            records.append(("bam", self.bam.records(read, call)))
+        folder = path_part(call.barcode.folder) if call.barcode else ""
+        return call, passes, folder, records, self.rows.row_of(read, call, passes)
 
     def named(self, barcode: Barcode) -> Barcode:
         """Return a barcode with the alias and type that the sample sheet gives it."""

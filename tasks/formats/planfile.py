@@ -167,6 +167,12 @@ def _run_from_json(value: dict[str, Any]) -> PlannedRun:
     return PlannedRun(info=RunInfo(**info), reads=value["reads"], samples=value["samples"], refused=value["refused"])
 
 
+def read_reads_of(workspace: Workspace, numbers: tuple[int, ...]) -> PlannedReads:
+    """Read the planned reads of some batches, one batch after another as they are numbered, each in its own order."""
+    table = pq.read_table(workspace.plan / "reads.parquet", filters=[("batch", "in", list(numbers))])
+    return _planned_reads(table.take(pa.array(np.argsort(table.column("batch").to_numpy(), kind="stable"))))
+
+
 def remove_unfinished(workspace: Workspace) -> None:
     """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes."""
     for old in workspace.state.glob("plan.*.old"):

@@ -38,6 +38,10 @@ TAIL = 64 * 1024
 READS, SIGNAL, RUN_INFO = 0, 1, 4
 #: Run info tables kept, some 10 kB each.
 MOST_KNOWN_RUNS = 256
+#: Columns of the read table that an index needs.
+INDEXED = ["read_id", "num_samples", "run_info"]
+#: Ten days at 5 kHz: longer reads are damaged numbers, which would swamp the sums of a plan.
+MOST_SAMPLES = 1 << 32
 READ_COLUMNS = frozenset(("read_id", "signal", "num_samples", "run_info", "channel", "well", "start", "read_number"))
 
 
@@ -59,19 +63,19 @@ class Pod5Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A read whose signal can't be decoded; the reads around it can."""
+    """A read that can't be read; the reads around it can."""
 
     read_id: str
     position: int
-    run: RunInfo
     reason: str
 
 
 def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
-    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over. A file given
-    by name is listed whatever its name; one named *.txt is a list of such paths, one per line.
+    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over, and so is a
+    folder that can't be read. A file given by name is listed whatever its name; one named *.txt is a list of such
+    paths, one per line.
     """
     found: dict[Path, None] = {}
     for given in inputs:
@@ -83,7 +87,9 @@ def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
             found.setdefault(given.absolute())
             continue
         seen: set[tuple[int, int]] = set()
-        for folder, subfolders, names in os.walk(given.absolute(), followlinks=True):
+        for folder, subfolders, names in os.walk(
+            given.absolute(), followlinks=True, onerror=lambda error: found.setdefault(Path(error.filename))
+        ):
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
                 subfolders.clear()
@@ -123,7 +129,8 @@ def scan_pod5(path: Path) -> Pod5Index:
         ids, lengths, codes = [], [], []
         place = {acquisition_id: i for i, acquisition_id in enumerate(runs)}
         for b in range(reads.num_record_batches):
-            batch = reads.get_batch(b)
+            batch = reads.get_batch(b).select(INDEXED)
+            batch.validate(full=True)
             ids.append(_uuids(batch.column("read_id")))
             lengths.append(batch.column("num_samples").to_numpy().astype(np.int64))
             run = batch.column("run_info")
@@ -134,11 +141,14 @@ def scan_pod5(path: Path) -> Pod5Index:
             codes.append(here[run.indices.to_numpy()])
     if not ids or not sum(map(len, ids)):
         raise InputError(str(path), "no_reads", "holds no reads")
+    num_samples = np.concatenate(lengths)
+    for length in num_samples[(num_samples < 0) | (num_samples > MOST_SAMPLES)][:1].tolist():
+        raise InputError(str(path), "corrupt", f"has a read of {length} samples, which no run gives")
     return Pod5Index(
         path=str(path),
         size=size,
         read_ids=np.concatenate(ids),
-        num_samples=np.concatenate(lengths),
+        num_samples=num_samples,
         run_of_read=np.concatenate(codes),
         runs=tuple(runs.values()),
     )
@@ -150,7 +160,7 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
     Holds one read and one record batch's columns; pages of the mapped file are let go as the stream moves on.
 
     Raises:
-        InputError: the file is not what it was when it was planned.
+        InputError: the file is not what it was when it was planned, or all that is left of these rows can't be read.
     """
     with _opened(Path(path)) as (descriptor, size), _mapped(path, descriptor, size) as mapped:
         tail_start = max(0, size - TAIL)
@@ -166,6 +176,7 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
         base = held = 0
         for b in range(reads.num_record_batches):
             batch = reads.get_batch(b)
+            batch.validate(full=True)
             lo, hi = max(start - base, 0), min(stop - base, batch.num_rows)
             if lo < hi:
                 for read in _batch_reads(path, batch.slice(lo, hi - lo), base + lo, position, runs, signal):
@@ -191,28 +202,27 @@ class _SignalTable:
         self._compressed = pa.types.is_large_binary(table.schema.field("signal").type)
 
     def read(self, rows: list[int], num_samples: int) -> npt.NDArray[np.int16]:
-        """Return the signal of a read, int16, shape (num_samples,); raise ValueError when it doesn't decode to that."""
+        """Return the signal of a read, int16, shape (num_samples,); raise when it doesn't decode to that."""
+        parts = [(*self._batch(row // self._rows_per_batch), row % self._rows_per_batch) for row in rows]
+        total = sum(samples[i] for _, _, samples, i in parts)
+        if total != num_samples:  # before memory is taken for what may be a damaged number
+            raise ValueError(f"signal has {total} samples, the read table says {num_samples}")
         out = np.empty(num_samples, np.int16)
         at = 0
-        for row in rows:
-            offsets, packed, samples = self._batch(row // self._rows_per_batch)
-            i = row % self._rows_per_batch
+        for offsets, packed, samples, i in parts:
             end = at + samples[i]
-            if end > num_samples:
-                raise ValueError(f"signal is longer than the {num_samples} samples of the read table")
             if self._compressed:
                 pod5_format_pybind.decompress_signal(packed[offsets[i] : offsets[i + 1]], out[at:end])
             else:
                 out[at:end] = np.frombuffer(packed[2 * offsets[i] : 2 * offsets[i + 1]], np.int16)
             at = end
-        if at != num_samples:
-            raise ValueError(f"signal has {at} samples, the read table says {num_samples}")
         return out
 
     def _batch(self, number: int) -> tuple[list[int], memoryview, list[int]]:
         """Return a batch's value offsets, bytes and sample counts; a few batches are kept, they hold no copies."""
         if number not in self._batches:
             batch = self._table.get_batch(number)
+            batch.validate()  # else a damaged count of rows reads on beyond the columns, and the process with it
             column = batch.column("signal")
             buffers = column.buffers()
             offsets = np.frombuffer(buffers[1], np.int64)[: len(column) + 1].tolist()
@@ -261,11 +271,10 @@ def _batch_reads(
         read_id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
         try:
             samples = signal.read(signal_rows[lo:hi], length)
-        except (ValueError, RuntimeError, IndexError, pa.ArrowInvalid) as error:
+        except Exception as error:  # Arrow, numpy and the library raise whatever the damaged bytes come to
             yield Unreadable(
                 read_id=read_id,
                 position=position,
-                run=runs[run],
                 reason=f"unreadable_signal: {error} ({path} row {row})",
             )
         else:
@@ -292,7 +301,7 @@ def _batch_reads(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Open a file for reading and give its descriptor and size; say in InputError why it can't be."""
+    """Open a file for reading and give its descriptor and size; say in InputError why it can't be, or be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
@@ -303,11 +312,18 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         raise InputError(str(path), "unreadable", f"can't be opened: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(str(path), "unreadable", "is a folder that can't be listed")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(str(path), "not_pod5", "is not a regular file")
         yield descriptor, status.st_size
-    except OSError as error:
-        raise InputError(str(path), "unreadable", f"can't be read: {error.strerror}") from error
+    except InputError:
+        raise
+    except Exception as error:  # Arrow and numpy raise whatever the damaged bytes come to; also OSError, of no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(str(path), "unreadable", f"can't be read: {error.strerror}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(str(path), "corrupt", f"its tables are damaged ({cause}); `pod5 recover` may help") from error
     finally:
         os.close(descriptor)
 
@@ -402,7 +418,9 @@ def _run_infos(path: Path, section: bytes | memoryview) -> dict[str, RunInfo]:
     told = bytes(section).replace(own, b"") if own else bytes(section)
     runs = _KNOWN_RUNS.get(told)
     if runs is None:
-        rows = [row for b in range(table.num_record_batches) for row in table.get_batch(b).to_pylist()]
+        whole = table.read_all()
+        whole.validate(full=True)  # what Arrow takes on trust ends the process: offsets, counts, text
+        rows = whole.to_pylist()
         runs = {row["acquisition_id"]: _run_info(row) for row in rows}
         if len(_KNOWN_RUNS) >= MOST_KNOWN_RUNS:
             _KNOWN_RUNS.clear()

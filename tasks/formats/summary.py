@@ -209,42 +209,45 @@ class SummaryRows:
         self._rows: list[tuple[Any, ...]] = []
         self._packed: list[Any] = []
 
-    def add(self, read: Read, call: BasecalledRead, passes: bool) -> None:
-        """Add the row of a call."""
+    def add(self, row: tuple[Any, ...]) -> None:
+        """Add a row made by `row_of`."""
+        self._rows.append(row)
+        if len(self._rows) == PACKED:
+            self._pack()
+
+    @staticmethod
+    def row_of(read: Read, call: BasecalledRead, passes: bool) -> tuple[Any, ...]:
+        """Return the row of a call."""
         run = read.run
         rate = run.sample_rate
         start = (read.start_sample + call.split_point) / rate
         called = call.num_samples - call.trimmed_samples
-        self._rows.append(
-            (
-                read.file,
-                call.parent_read_id,
-                call.read_id,
-                run,
-                read.channel,
-                read.mux,
-                read.minknow_events,
-                start,
-                call.num_samples / rate,
-                passes,
-                start + call.trimmed_samples / rate,
-                called // call.stride,
-                called / rate,
-                len(call.sequence),
-                call.mean_qscore,
-                read.pore_type,
-                run,
-                run,
-                call.end_reason(read),
-                path_part(call.barcode.folder) if call.barcode else "",
-                call.poly_tail,
-                call.barcode,
-                None if call.alignments is None else (alignment_figures(call.alignments),),
-                call.duplex_parents or ((None, None) if call.duplex else None),
-            )
+        return (
+            read.file,
+            call.parent_read_id,
+            call.read_id,
+            run,
+            read.channel,
+            read.mux,
+            read.minknow_events,
+            start,
+            call.num_samples / rate,
+            passes,
+            start + call.trimmed_samples / rate,
+            called // call.stride,
+            called / rate,
+            len(call.sequence),
+            call.mean_qscore,
+            read.pore_type,
+            run,
+            run,
+            call.end_reason(read),
+            path_part(call.barcode.folder) if call.barcode else "",
+            call.poly_tail,
+            call.barcode,
+            None if call.alignments is None else (alignment_figures(call.alignments),),
+            call.duplex_parents or ((None, None) if call.duplex else None),
         )
-        if len(self._rows) == PACKED:
-            self._pack()
 
     def table(self) -> Any:
         """Return the rows as a table of schema PART, and of PART_GROUPS as far as any call has them."""

@@ -100,6 +100,19 @@ def test_reads_that_left_before_they_were_called_are_an_error() -> None:
         extend_plan(plan, reads, found({"a.pod5": [1, 3]}), batch_samples=60, committed=())
 
 
+def test_reads_that_left_keep_their_place_on_request() -> None:
+    plan, reads = make_plan(found({"a.pod5": [1, 3], "b.pod5": [2]}), batch_samples=60)
+    later = found({"c.pod5": [5], "a.pod5": [3]})
+    kept, same = extend_plan(plan, reads, later, batch_samples=60, committed=(), accept_missing=True)
+    assert [kept.files[i].path for i in same.file.tolist()] == ["a.pod5", "a.pod5", "b.pod5", "c.pod5"]
+    assert [b.batch_id for b in kept.batches[: len(plan.batches)]] == [b.batch_id for b in plan.batches]
+    assert [(f.path, f.status, f.reason) for f in kept.files] == [
+        ("c.pod5", "ok", ""),
+        ("a.pod5", "partly", "missing"),
+        ("b.pod5", "skipped", "missing"),
+    ]
+
+
 def test_reads_that_left_after_they_were_called_keep_their_place() -> None:
     plan, reads = make_plan(found({"a.pod5": [1, 3], "b.pod5": [2]}), batch_samples=60)
     committed = {batch.batch_id for batch in plan.batches}

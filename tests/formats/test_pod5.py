@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pod5
@@ -94,6 +96,37 @@ def test_bad_files_are_named_with_their_reason(kind: str, reason: str, tmp_path:
     with pytest.raises(InputError, match=r"bad\.pod5") as caught:
         scan_pod5(made(kind, tmp_path))
     assert caught.value.reason == reason
+
+
+def test_flipped_bits_in_the_tables_are_named_or_harmless(tmp_path: Path) -> None:
+    """Arrow raises a dozen kinds of errors over them, and would end the process over some."""
+    whole = write_pod5(tmp_path / "whole.pod5", [300] * 20).read_bytes()
+    tables = whole.index(b"ARROW1", whole.index(b"ARROW1") + 1)  # run info and reads come after signal
+    bad = tmp_path / "bad.pod5"
+    random = Random(1)
+    reasons = Counter[str]()
+    for _ in range(300):
+        content = bytearray(whole)
+        content[random.randrange(tables, len(whole) - 400)] ^= 1 << random.randrange(8)
+        bad.write_bytes(content)
+        try:
+            index = scan_pod5(bad)
+            reasons.update(["ok"])
+            list(read_rows(str(bad), 0, len(index.read_ids)))
+        except InputError as error:
+            reasons[error.reason] += 1
+        else:
+            assert len(index.read_ids) == len(index.num_samples) == len(index.run_of_read)
+    assert reasons.keys() <= {"ok", "corrupt", "old_version", "no_reads"}
+    assert min(reasons["ok"], reasons["corrupt"]) > 50
+
+
+def test_a_length_that_no_run_gives(tmp_path: Path) -> None:
+    path = write_pod5(tmp_path / "a.pod5", [100, 30_007, 100])
+    path.write_bytes(path.read_bytes().replace((30_007).to_bytes(8, "little"), (1 << 60).to_bytes(8, "little")))
+    with pytest.raises(InputError, match="a read of 1152921504606846976 samples") as caught:
+        scan_pod5(path)
+    assert caught.value.reason == "corrupt"
 
 
 def test_a_file_that_changed_since_it_was_planned(tmp_path: Path) -> None:
