@@ -403,11 +403,11 @@ def watch(
             while True:
                 began = time.monotonic()
                 watched = watch_flow(**dict(resolved))
-                display.watched(watched.look, watched.failed)
+                display.watched(watched.look, failed=watched.failed, cancelled=watched.cancelled)
                 if once:
-                    return (
-                        Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
-                    )
+                    if watched.failed or watched.cancelled:
+                        return Exit.INCOMPLETE
+                    return Exit.FLAWED if watched.look.problems else Exit.COMPLETE
                 pause.wait(max(0.0, interval - (time.monotonic() - began)))
 
 

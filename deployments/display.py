@@ -186,14 +186,18 @@ class Display:
                     table.add_row(stage.replace("_", " "), *cells, f"{figures['bytes'] / 1e6:,.1f}")
             self._out.print(table)
 
-    def watched(self, look: Look, failed: Sequence[str]) -> None:
+    def watched(self, look: Look, *, failed: Sequence[str], cancelled: Sequence[str]) -> None:
         """Show what a look saw: the runs that are not over, and what is the matter."""
         if self._json:
-            self._dump({**asdict(look), "failed": list(failed)})
+            self._dump({**asdict(look), "failed": list(failed), "cancelled": list(cancelled)})
             return
         open_runs = [run for run in look.runs if run.action != "closed"]
         for run in open_runs[:LISTED]:
-            state = "failed, tried again" if run.out in failed else _WATCHED.get(run.action, run.action)
+            state = _WATCHED.get(run.action, run.action)
+            if run.out in failed:
+                state = "failed, tried again"
+            elif run.out in cancelled:
+                state = "cancelled, not started again until new files come"
             self.say(f"{state}: {run.folder} ({run.why}; {run.files:,} files, {run.growing} being written)")
         if len(open_runs) > LISTED:
             self.say(f"… and {len(open_runs) - LISTED} more")
