@@ -133,7 +133,7 @@ def _records(merged: MergedRun) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.f
     """Read length, mean qscore and verdict of each record off the sequencing summaries."""
     columns = {"sequence_length_template": pl.Int64, "mean_qscore_template": pl.Float64, "passes_filtering": pl.String}
     parts = [
-        pl.scan_csv(file, separator="\t", infer_schema=False).select(
+        pl.scan_csv(file, separator="\t", infer_schema=False, glob=False).select(
             pl.col(name).cast(to) for name, to in columns.items()
         )
         for folder in merged.folders
@@ -160,7 +160,7 @@ def _quarantined(merged: MergedRun) -> list[str]:
     if not merged.quarantined:
         return []
     reads = (
-        pl.scan_parquet(Workspace(Path(merged.out)).ledger)
+        pl.scan_parquet(Workspace(Path(merged.out)).ledger, glob=False)
         .filter(pl.col("fate") == "quarantined")
         .select("read_id", "reason")
         .head(LISTED)

@@ -43,8 +43,8 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_grows(tmp_path: Path) -> None:
-    given = settings(tmp_path / "data", out=tmp_path / "out")
     write_pod5(tmp_path / "data" / "a.pod5", [20_000, 5, 30_000])
+    given = settings(tmp_path / "data", out=tmp_path / "out")
     run(given)
     port = free_port()
     with endpoint(port, RunCollector(lambda: [given.out])):

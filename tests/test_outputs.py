@@ -242,7 +242,7 @@ def test_cram_without_a_reference_is_refused(data: Path, tmp_path: Path) -> None
 
 def test_another_qscore_gives_what_calling_with_it_gives(data: Path, tmp_path: Path) -> None:
     output = {"formats": "fastq,bam", "files": "one"}
-    given = run(settings(data, out=tmp_path / "out", output={**output, "min_qscore": 5}))
+    given = run(settings(data, out=tmp_path / "out[1]", output={**output, "min_qscore": 5}))
     wanted = run(settings(data, out=tmp_path / "wanted", output={**output, "min_qscore": 10}))
     assert content(given.out) != content(wanted.out)
     choose(Workspace(given.out), Choice(min_qscore=10))

@@ -12,8 +12,14 @@ from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace
 from tasks.progress import RunProgress
 from tasks.report import plan_markdown, result_markdown
-from tests.making import write_pod5
+from tests.making import damage_signal, write_pod5
 from tests.test_pipeline import run, settings
+
+
+def test_a_folder_named_like_a_pattern(tmp_path: Path) -> None:
+    damage_signal(write_pod5(tmp_path / "data" / "a.pod5", [20_000, 30_000]), 0)
+    merged = run(settings(tmp_path / "data", out=tmp_path / "calls[1]"))
+    assert "2: 1 called, 0 skipped, 1 quarantined" in result_markdown(merged)
 
 
 def test_plan_and_result_in_words(tmp_path: Path) -> None:
