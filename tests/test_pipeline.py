@@ -249,6 +249,22 @@ def records(out: Path) -> list[str]:
     return sorted(line for path in out.rglob("fastq_*/*.gz") for line in gzip.open(path, "rt") if line[0] == "@")
 
 
+def test_read_ids_of_any_uuid_version_are_right(tmp_path: Path) -> None:
+    """As simulators make them."""
+    write_pod5(tmp_path / "data" / "a.pod5", [20_000] * 3, version=1)
+    run(settings(tmp_path / "data", out=tmp_path / "out"))
+    assert not verify(Workspace(tmp_path / "out")).faults
+    check_from_outside(tmp_path / "out", tmp_path / "data")
+
+
+def test_another_run_below_the_folder_is_not_counted_in(data: Path, tmp_path: Path) -> None:
+    run(settings(data / "a", out=tmp_path / "out"))
+    run(settings(data / "b", out=tmp_path / "out" / "more"))
+    report = verify(Workspace(tmp_path / "out"))
+    assert (report.faults, report.records) == ([], 12)
+    assert verify(Workspace(tmp_path / "out" / "more")).records == 4
+
+
 @pytest.mark.parametrize("damage", ["fastq", "summary", "ledger", "stray"])
 def test_verify_finds_damage(data: Path, tmp_path: Path, damage: str) -> None:
     given = settings(data, out=tmp_path / "out")
