@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -26,6 +27,7 @@ from tasks.engines.catalogue import Model
 from tasks.formats.workspace import Workspace
 from tasks.metrics import STAGES
 from tasks.progress import RunProgress, Watch
+from tasks.report import called_by
 from tasks.verify import VerifyReport
 from tasks.watch import Look
 
@@ -143,6 +145,7 @@ class Display:
                 ("mean length", f"{merged.bases / max(merged.records, 1):,.0f}"),
             ],
         )
+        self._out.print(f"called by {called_by(Workspace(Path(merged.out)))}", markup=False)
         self._out.print(f"results in {merged.out}:", markup=False)
         for name in (*merged.folders, "ledger.parquet", "input_files.parquet", "provenance.json"):
             self._out.print(f"  {name}", markup=False)
