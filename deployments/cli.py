@@ -404,11 +404,11 @@ def watch(
             while True:
                 began = time.monotonic()
                 watched = watch_flow(**dict(resolved))
-                display.watched(watched.look, watched.failed)
+                display.watched(watched.look, failed=watched.failed, cancelled=watched.cancelled)
                 if once:
-                    return (
-                        Exit.INCOMPLETE if watched.failed else Exit.FLAWED if watched.look.problems else Exit.COMPLETE
-                    )
+                    if watched.failed or watched.cancelled:
+                        return Exit.INCOMPLETE
+                    return Exit.FLAWED if watched.look.problems else Exit.COMPLETE
                 pause.wait(max(0.0, interval - (time.monotonic() - began)))
 
 
@@ -643,11 +643,21 @@ def _metrics(port: int | None, *, run_out: Path | None = None, watch_out: Path |
 
 
 def _stored(workspace: Workspace, output: Mapping[str, Any] | None = None) -> RunSettings:
-    """Return the settings that a run was called with, some of its output's changed."""
+    """Return the settings that a run was called with, some of its output's changed.
+
+    For what calls nothing: input and sample sheet need not be there any more, e.g. since they were archived.
+    """
     stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
     stored["out"] = workspace.out
     stored["output"] |= {key: value for key, value in (output or {}).items() if value is not None}
-    return checked(RunSettings, stored)
+    sheet = stored["output"].pop("sample_sheet", None)
+    settings = checked(RunSettings, {**stored, "input": [workspace.out]})
+    return settings.model_copy(
+        update={
+            "input": tuple(map(Path, stored["input"])),
+            "output": settings.output.model_copy(update={"sample_sheet": Path(sheet) if sheet else None}),
+        }
+    )
 
 
 def _sort_again(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -26,6 +27,7 @@ from tasks.engines.catalogue import Model
 from tasks.formats.workspace import Workspace
 from tasks.metrics import STAGES
 from tasks.progress import RunProgress, Watch
+from tasks.report import called_by
 from tasks.verify import VerifyReport
 from tasks.watch import Look
 
@@ -143,6 +145,7 @@ class Display:
                 ("mean length", f"{merged.bases / max(merged.records, 1):,.0f}"),
             ],
         )
+        self._out.print(f"called by {called_by(Workspace(Path(merged.out)))}", markup=False)
         self._out.print(f"results in {merged.out}:", markup=False)
         for name in (*merged.folders, "ledger.parquet", "input_files.parquet", "provenance.json"):
             self._out.print(f"  {name}", markup=False)
@@ -186,14 +189,18 @@ class Display:
                     table.add_row(stage.replace("_", " "), *cells, f"{figures['bytes'] / 1e6:,.1f}")
             self._out.print(table)
 
-    def watched(self, look: Look, failed: Sequence[str]) -> None:
+    def watched(self, look: Look, *, failed: Sequence[str], cancelled: Sequence[str]) -> None:
         """Show what a look saw: the runs that are not over, and what is the matter."""
         if self._json:
-            self._dump({**asdict(look), "failed": list(failed)})
+            self._dump({**asdict(look), "failed": list(failed), "cancelled": list(cancelled)})
             return
         open_runs = [run for run in look.runs if run.action != "closed"]
         for run in open_runs[:LISTED]:
-            state = "failed, tried again" if run.out in failed else _WATCHED.get(run.action, run.action)
+            state = _WATCHED.get(run.action, run.action)
+            if run.out in failed:
+                state = "failed, tried again"
+            elif run.out in cancelled:
+                state = "cancelled, not started again until new files come"
             self.say(f"{state}: {run.folder} ({run.why}; {run.files:,} files, {run.growing} being written)")
         if len(open_runs) > LISTED:
             self.say(f"… and {len(open_runs) - LISTED} more")

@@ -26,7 +26,7 @@ from tasks.core.result import MergedRun
 from tasks.engines.registry import slots_of
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, run_id_of
-from tasks.launch import estimated_seconds, launch
+from tasks.launch import estimated_seconds, launch, with_kept_sheet
 from tasks.merge import merge
 from tasks.report import plan_markdown, result_markdown, run_tags, run_title
 from tasks.settings import RunSettings
@@ -108,7 +108,7 @@ def write_the_plan(settings: RunSettings) -> None:
 
 def split_stage(settings: RunSettings, progress: UUID) -> None:
     """Call what is not committed yet, in rounds; `progress` is the artifact that shows how far it is."""
-    site = load_site(settings.site)
+    site, settings = load_site(settings.site), with_kept_sheet(settings)
     if site.split.bundle_size is not None:
         size = max(site.split.bundle_size * settings.batch_samples, 100_000)
         settings = settings.model_copy(update={"bundle_samples": size})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -25,6 +26,8 @@ from tasks.watch_settings import WatchSettings
 UNDER_WAY = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 #: Flow runs asked for at once: Prefect's own limit.
 PAGE = 200
+#: What came of asking for a call: it is under way or done, it ended without a result, or a person has cancelled it.
+Outcome = Literal["called", "ended", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Watched:
     #: Output folders of the runs called, by outcome.
     started: tuple[str, ...]
     failed: tuple[str, ...]
+    cancelled: tuple[str, ...] = ()
 
 
 def watch(settings: WatchSettings) -> Watched:
@@ -51,33 +55,45 @@ def _watch(settings: WatchSettings) -> Watched:
     log = get_run_logger()
     (settings.out / STATE).mkdir(parents=True, exist_ok=True)
     with alone(settings.out / STATE / "lock", announce=log.info):
+        # Before the look: a call that ends in between has then left its result for it to see.
+        under_way = outs_under_way() if settings.deployment else frozenset()
         seen = look(settings, now=time.time())
         for path, problem in seen.problems:
             log.warning("%s: %s", path, problem)
         show(seen)
-        under_way = outs_under_way() if settings.deployment else frozenset()
-        started: list[str] = []
-        failed: list[str] = []
+        outs: dict[Outcome, list[str]] = {"called": [], "ended": [], "cancelled": []}
         for run in seen.calls:
             if run.call is None or run.out in under_way or held(Workspace(Path(run.out)).lock):
                 continue
             log.info("calling %s (%s) into %s", run.folder, run.why, run.out)
-            good = ask(settings.deployment, run.call) if settings.deployment else call_here(run.call)
-            (started if good else failed).append(run.out)
-            if not good:
-                log.warning("the call of %s failed; the next look makes another attempt", run.folder)
+            outcome = ask(settings.deployment, run.call) if settings.deployment else call_here(run.call)
+            outs[outcome].append(run.out)
+            if outcome == "ended":
+                log.warning("the call of %s failed, or its result is gone; the next look tries again", run.folder)
                 note_failure(settings, run.call)
-    return Watched(look=seen, started=tuple(started), failed=tuple(failed))
+            elif outcome == "cancelled":
+                log.warning(
+                    "the call of %s was cancelled and is not started again until new files come; to start it now, "
+                    "retry its flow run in Prefect's UI, or by `prefect flow-run retry`",
+                    run.folder,
+                )
+    return Watched(
+        look=seen, started=tuple(outs["called"]), failed=tuple(outs["ended"]), cancelled=tuple(outs["cancelled"])
+    )
 
 
-def call_here(call: Call) -> bool:
-    """Call a run in this process; tell whether its result holds all of the input."""
+def call_here(call: Call) -> Outcome:
+    """Call a run in this process; it is called when its result holds all of the input."""
     state: State = basecall_flow(**dict(call.settings), return_state=True)  # type: ignore[assignment]
-    return state.is_completed() and covered(call.settings)
+    return "called" if state.is_completed() and covered(call.settings) else "ended"
 
 
-def ask(deployment: str, call: Call) -> bool:
-    """Ask a deployment to call a run, once per key; tell whether that flow run has not failed."""
+def ask(deployment: str, call: Call) -> Outcome:
+    """Ask a deployment to call a run, once per key: Prefect returns the flow run that has the key already.
+
+    One that has ended, however, started nothing: a look asks only for what is not there, so it failed, or its result
+    was removed since. One that was cancelled is left alone, since a person wanted that; new files have another key.
+    """
     asked: FlowRun = run_deployment(  # type: ignore[assignment]
         deployment,
         parameters=call.settings.model_dump(mode="json"),
@@ -87,7 +103,9 @@ def ask(deployment: str, call: Call) -> bool:
         flow_run_name=call.settings.out.name,
         tags=["watch"],
     )
-    return asked.state is None or not (asked.state.is_failed() or asked.state.is_crashed())
+    if asked.state is None or not asked.state.is_final():
+        return "called"
+    return "cancelled" if asked.state.is_cancelled() else "ended"
 
 
 def outs_under_way() -> frozenset[str]:

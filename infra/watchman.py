@@ -10,12 +10,15 @@ from pathlib import Path
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.workers import clear_heartbeats, read_heartbeats
-from tasks.core.liveness import Beat, Patience, Sighting, Verdict, judge, observe
+from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, judge, observe
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks.
 LOOK_EVERY = 2.0
+#: Seconds without a look of ours, after which they were a stall of ours, and perhaps of the whole machine: it was
+#: suspended, or the flow waited for Prefect's server. A worker that did die then dies a little later by our count.
+AWAY = 5.0
 
 
 class Watchman:
@@ -45,7 +48,9 @@ class Watchman:
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY:
             return
-        self._looked = now
+        away, self._looked = now - self._looked - LOOK_EVERY, now
+        if away > AWAY:
+            self._sightings = excuse(self._sightings, seconds=away)
         yield from self._cluster.news()
         self._sightings = observe(self._sightings, read_heartbeats(self._folder), now=now)
         verdicts = judge(self._sightings, self._patience, now=now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
 from tasks.formats.workspace import Workspace, read_json, write_json
-from tasks.settings import RunSettings
+from tasks.settings import RunSettings, decisive
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def launch(settings: RunSettings) -> Launched:
     if settings.strict:
         refuse_flaws(launched.plan)
     workspace.create()
+    _keep_sheet(workspace, settings)
     write_plan(workspace, launched.plan, launched.reads)
     write_json(workspace.settings, {"digest": settings.digest(), **settings.model_dump(mode="json")})
     return launched
@@ -68,12 +70,7 @@ def launch(settings: RunSettings) -> Launched:
 def plan_input(settings: RunSettings) -> Launched:
     """Work out the plan and write nothing."""
     workspace = Workspace(settings.out)
-    stored = read_json(workspace.settings)
-    if stored is not None and stored["digest"] != settings.digest():
-        raise SettingsError(
-            f"{settings.out} holds a run with another engine, model, minimum qscore, header or batch size "
-            f"(see {workspace.settings}); give the same ones, or another output folder"
-        )
+    _refuse_other_settings(workspace, settings)
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
     remove_unfinished(workspace)
@@ -156,6 +153,45 @@ def refuse_flaws(plan: Plan) -> None:
     if flawed:
         listed = "\n".join(f"  {file.path}: {file.reason}: {file.message}" for file in flawed)
         raise SettingsError(f"--strict, and {len(flawed)} of {len(plan.files)} files can't be called whole:\n{listed}")
+
+
+def with_kept_sheet(settings: RunSettings) -> RunSettings:
+    """Name the sample sheet that launch kept: workers read it again and again, and a person may edit the original."""
+    kept = Workspace(settings.out).sample_sheet
+    if settings.output.sample_sheet is None or not kept.exists():
+        return settings
+    return settings.model_copy(update={"output": settings.output.model_copy(update={"sample_sheet": kept})})
+
+
+def _keep_sheet(workspace: Workspace, settings: RunSettings) -> None:
+    """Copy the sample sheet at the first launch; before there are settings, nothing can have been called by it."""
+    begun = workspace.settings.exists() and workspace.sample_sheet.exists()
+    if settings.output.sample_sheet is not None and not begun:
+        new = workspace.sample_sheet.with_name("sample_sheet.csv.new")
+        shutil.copyfile(settings.output.sample_sheet, new)
+        new.replace(workspace.sample_sheet)
+
+
+def _refuse_other_settings(workspace: Workspace, settings: RunSettings) -> None:
+    """Raise SettingsError naming all that differs from what the folder's run was begun with."""
+    stored = read_json(workspace.settings)
+    if stored is None:
+        return
+    before, now = decisive(stored), decisive(settings.model_dump(mode="json"))
+    sheet = settings.output.sample_sheet
+    if sheet is not None and before["output.sample_sheet"] is not None and workspace.sample_sheet.exists():
+        if sheet.read_bytes() != workspace.sample_sheet.read_bytes():
+            raise SettingsError(
+                f"output.sample_sheet: {sheet} is not what it was when the run in {settings.out} was begun; give "
+                f"{workspace.sample_sheet}, which was kept, and the new one to `shoal demux` when the run is complete"
+            )
+        before["output.sample_sheet"] = str(sheet)  # wherever it lay: its content is the same
+    differing = [f"\n  {key}: begun with {before[key]!r}, given {now[key]!r}" for key in now if before[key] != now[key]]
+    if differing:
+        raise SettingsError(
+            f"{settings.out} holds a run with other settings (see {workspace.settings}); give those it was begun with, "
+            f"or another output folder:{''.join(differing)}"
+        )
 
 
 def _refusal(settings: RunSettings, run: RunInfo) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.core.plan import Plan
 from tasks.formats.commit import committed_ids, read_manifest
-from tasks.formats.planfile import has_plan, read_plan
+from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace
 from tasks.metrics import StageFigures, add_up
 
@@ -56,31 +56,40 @@ class RunProgress:
 
 
 class Watch:
-    """Looks at a run folder again and again; reads each batch's manifest once."""
+    """Looks at a run folder again and again; reads each plan and each batch's manifest once."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._plan: Plan | None = None
+        #: Inode and mtime of the plan's folder, which is another when the run has grown.
+        self._version: tuple[int, int] | None = None
+        self._planned: set[str] = set()
         self._seen: set[str] = set()
         self._progress: RunProgress | None = None
 
     def look(self) -> RunProgress | None:
-        """Return the progress now; None while there is no plan."""
+        """Return the progress now, always the same object; None while there is no plan."""
+        with suppress(FileNotFoundError):  # none yet, or it is being replaced: the next look sees the new one
+            self._take_plan()
         if self._progress is None:
-            if not has_plan(self._workspace):
-                return None
-            self._plan = read_plan(self._workspace)
-            batches = self._plan.batches
-            self._progress = RunProgress(
-                batches=len(batches),
-                reads=sum(batch.reads for batch in batches),
-                samples=sum(batch.samples for batch in batches),
-            )
-            self._planned = {batch.batch_id for batch in batches}
+            return None
         for batch_id in (committed_ids(self._workspace) & self._planned) - self._seen:
             self._seen.add(batch_id)
             _count(self._progress, read_manifest(self._workspace, batch_id))
         return self._progress
+
+    def _take_plan(self) -> None:
+        """Bring what is planned up to date, if the plan is another one than at the last look."""
+        status = self._workspace.plan.stat()
+        version = (status.st_ino, status.st_mtime_ns)
+        if version == self._version:
+            return
+        batches = read_plan(self._workspace).batches
+        progress = self._progress or RunProgress(batches=0, reads=0, samples=0)
+        progress.batches = len(batches)
+        progress.reads = sum(batch.reads for batch in batches)
+        progress.samples = sum(batch.samples for batch in batches)
+        self._planned = {batch.batch_id for batch in batches}
+        self._progress, self._version = progress, version
 
 
 def _count(progress: RunProgress, manifest: dict[str, Any]) -> None:

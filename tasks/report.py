@@ -24,6 +24,7 @@ from tasks.core.crew import WorkerFigures, figures_of, slow_workers
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.core.statistics import histogram_svg, record_statistics, short
+from tasks.engines.registry import quality_of
 from tasks.formats.commit import committed_ids, read_manifest
 from tasks.formats.workspace import Workspace, read_crew, read_json
 from tasks.settings import RunSettings
@@ -52,7 +53,7 @@ def provenance(settings: RunSettings, identity: EngineIdentity) -> dict[str, Any
     """Tell what made a result: settings, engine, model digest, versions, host."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "engine": asdict(identity),
+        "engine": {**asdict(identity), "quality": quality_of(settings.engine, identity)},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "host": {"name": socket.gethostname(), "system": platform.platform(), "command": sys.argv},
     }
@@ -114,6 +115,7 @@ def result_markdown(merged: MergedRun) -> str:
         ("N50", f"{figures.n50:,} bases; the longest record has {figures.longest:,}"),
         ("Mean qscore", "no records" if figures.mean_qscore is None else
          f"{figures.mean_qscore:.1f} of the mean error; median {figures.median_qscore:.1f}"),
+        ("Called by", called_by(workspace)),
         ("Calling took", f"{timedelta(seconds=round(seconds))}" if seconds else "unknown"),
         ("Workers", f"{len(workers)}, {sum(worker.seconds for worker in workers) / 3600:.2f} hours of them in all"),
     ]  # fmt: skip
@@ -133,7 +135,7 @@ def _records(merged: MergedRun) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.f
     """Read length, mean qscore and verdict of each record off the sequencing summaries."""
     columns = {"sequence_length_template": pl.Int64, "mean_qscore_template": pl.Float64, "passes_filtering": pl.String}
     parts = [
-        pl.scan_csv(file, separator="\t", infer_schema=False).select(
+        pl.scan_csv(file, separator="\t", infer_schema=False, glob=False).select(
             pl.col(name).cast(to) for name, to in columns.items()
         )
         for folder in merged.folders
@@ -142,6 +144,13 @@ def _records(merged: MergedRun) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.f
     table = pl.concat(parts).collect() if parts else pl.DataFrame(schema=columns)
     length, qscore, verdict = (table[name] for name in columns)
     return length.to_numpy(), qscore.to_numpy(), (verdict == "TRUE").to_numpy()
+
+
+def called_by(workspace: Workspace) -> str:
+    """Name what called a finished run, and say what may be expected of its calls."""
+    engine = (read_json(workspace.provenance) or {}).get("engine", {})
+    name = f"{engine.get('model', 'unknown')} ({engine.get('engine', 'unknown')})"
+    return "; ".join(filter(None, (name, engine.get("quality"))))
 
 
 def _calling_seconds(workspace: Workspace) -> float:
@@ -160,7 +169,7 @@ def _quarantined(merged: MergedRun) -> list[str]:
     if not merged.quarantined:
         return []
     reads = (
-        pl.scan_parquet(Workspace(Path(merged.out)).ledger)
+        pl.scan_parquet(Workspace(Path(merged.out)).ledger, glob=False)
         .filter(pl.col("fate") == "quarantined")
         .select("read_id", "reason")
         .head(LISTED)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -58,6 +58,10 @@ File = Annotated[Path, AfterValidator(_there)]
 
 #: A site by its name, or by its file: runs start elsewhere, too, and from there it has the same path.
 SiteName = Annotated[str, AfterValidator(whole_path)]
+
+#: Fields of the engine that change nothing but its speed, and those of the output that split writes by; see `decisive`.
+NOT_DECISIVE = frozenset({"threads", "rate", "in_flight_samples"})
+DECISIVE_OUTPUT = ("min_qscore", "headers", "reference", "sample_sheet", "rna_as_dna")
 
 #: Engines that hold one of ONT's programs; what only they can do is refused by the others.
 DORADO = ("dorado-server", "dorado")
@@ -142,6 +146,12 @@ class EngineSettings(BaseModel):
         return self
 
 
+def _staged(formats: Iterable[str]) -> tuple[Literal["fastq", "bam"], ...]:
+    kinds: tuple[Literal["fastq", "bam"], ...] = ("fastq", "bam")
+    wanted = {"fastq" if kind == "fastq" else "bam" for kind in formats}
+    return tuple(kind for kind in kinds if kind in wanted)
+
+
 class OutputSettings(BaseModel):
     """What is written."""
 
@@ -178,9 +188,7 @@ class OutputSettings(BaseModel):
     @property
     def staged(self) -> tuple[Literal["fastq", "bam"], ...]:
         """What split writes: SAM and CRAM are made of BAM by merge."""
-        kinds: tuple[Literal["fastq", "bam"], ...] = ("fastq", "bam")
-        wanted = {"fastq" if kind == "fastq" else "bam" for kind in self.formats}
-        return tuple(kind for kind in kinds if kind in wanted)
+        return _staged(self.formats)
 
 
 class RunSettings(BaseModel):
@@ -232,18 +240,28 @@ class RunSettings(BaseModel):
         return value.absolute()
 
     def digest(self) -> str:
-        """Return sha256 over what decides the bases and batches: two runs into one folder must agree on it."""
-        decisive = {
-            "engine": self.engine.model_dump(mode="json", exclude={"threads", "rate", "in_flight_samples"}),
-            "min_qscore": self.output.min_qscore,
-            "headers": self.output.headers,
-            "formats": self.output.staged,
-            "reference": str(self.output.reference or ""),
-            "sample_sheet": str(self.output.sample_sheet or ""),
-            "rna_as_dna": self.output.rna_as_dna,
-            "batch_samples": self.batch_samples,
-        }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        """Return sha256 over what decides the bases and batches, and is not as by default.
+
+        Without the defaults, since a version that has new fields calls by them as the one before did without.
+        """
+        defaults = decisive({})
+        chosen = {key: value for key, value in decisive(self.model_dump(mode="json")).items() if value != defaults[key]}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick what decides the bases and batches out of dumped settings, by key: two runs into one folder agree on it.
+
+    Settings of an earlier version may lack fields; it called by what is their default now.
+    """
+    engine = {**EngineSettings().model_dump(mode="json"), **values.get("engine", {})}
+    output = {**OutputSettings().model_dump(mode="json"), **values.get("output", {})}
+    return {
+        **{f"engine.{name}": engine[name] for name in EngineSettings.model_fields if name not in NOT_DECISIVE},
+        **{f"output.{name}": output[name] for name in DECISIVE_OUTPUT},
+        "output.formats": ",".join(_staged(output["formats"])),
+        "batch_samples": values.get("batch_samples", RunSettings.model_fields["batch_samples"].default),
+    }
 
 
 def resolve_settings(

@@ -23,7 +23,7 @@ from tasks.formats.planfile import has_plan, iterate_reads
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.summary import validate_summary
 from tasks.formats.tree import calls_files, sha256
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, read_json
 
 #: Faults listed before verify stops looking for more of a kind.
 ENOUGH = 1000
@@ -51,12 +51,13 @@ def verify(workspace: Workspace) -> VerifyReport:
         return report
     called, products = _check_ledger(workspace, report)
     parents = bytearray()
-    summaries = sorted(workspace.out.rglob("sequencing_summary*.txt"))
+    homes = _homes(workspace)
+    summaries = sorted(path for home in homes for path in home.rglob("sequencing_summary*.txt"))
     in_summary = _ids(read_id for path in summaries for read_id in _summary_ids(path, report, parents))
     _check_products(called, products, np.frombuffer(bytes(parents), np.uint8).reshape(-1, 16), report)
     files: list[Path] = []
     for kind in KINDS:
-        found = list(calls_files(workspace.out, [kind]))
+        found = [path for home in homes for path in calls_files(home, [kind])]
         files += found
         if found:
             in_files = _ids(read_id for path in found for read_id in _calls(kind, path, report))
@@ -64,9 +65,16 @@ def verify(workspace: Workspace) -> VerifyReport:
             _compare(f"{kind.upper()} and summary", in_files, in_summary, report)
     if len(in_summary) and not files:
         report.faults.append(f"{workspace.out} has no file of calls, and {len(in_summary)} reads in its summaries")
-    named = {path for table in sorted(workspace.out.rglob("output_hash*.csv")) for path in _hashed(table, report)}
+    tables = sorted(path for home in homes for path in home.rglob("output_hash*.csv"))
+    named = {path for table in tables for path in _hashed(table, report)}
     report.faults += [f"{path} is named in no output_hash table" for path in files if path not in named]
     return report
+
+
+def _homes(workspace: Workspace) -> list[Path]:
+    """List the folders that the last merge made: another run's output may lie below ours."""
+    made = read_json(workspace.provenance)
+    return [workspace.out / folder for folder in made["result"]["folders"]] if made else [workspace.out]
 
 
 def _check_ledger(

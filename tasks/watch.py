@@ -1,7 +1,8 @@
 """Watch: one look at the folders that sequencers write into, and what is to be called now.
 
 A look is one walk. Folders whose time stamp has not changed, and in which nothing is awaited, are not listed again;
-files seen before are not opened again. What can't be read is listed and keeps nothing else from being called.
+files are not opened again until their size or time changes. What can't be read is listed and keeps nothing else from
+being called.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path, PurePath
 
 from tasks.core.errors import InputError, SettingsError
 from tasks.core.watching import (
+    GROWING,
     NOTHING_CALLED,
     PASSING,
     ArrivedFile,
@@ -177,7 +179,7 @@ class _Walk:
                     and known.mtime_ns == status.st_mtime_ns
                     and known.listed - known.mtime_ns / 1e9 >= COARSE
                 )
-                folder = self._list(path, status.st_mtime_ns) if known is None or fresh else known
+                folder, changed = (known, False) if known and not fresh else self._list(path, status.st_mtime_ns, known)
             except OSError as error:
                 self.problems[path] = f"can't be listed: {error.strerror}"
                 continue
@@ -186,11 +188,11 @@ class _Walk:
             )
             run.folders.append(path)
             run.ended |= folder.ended
-            run.changed |= fresh
+            run.changed |= changed
             waiting.extend(reversed(folder.subfolders))
 
-    def _list(self, path: str, mtime_ns: int) -> SeenFolder:
-        """List a folder, and open what has settled and was not opened yet."""
+    def _list(self, path: str, mtime_ns: int, known: SeenFolder | None) -> tuple[SeenFolder, bool]:
+        """List a folder, and open what has settled and was not opened yet; also tell whether anything is new."""
         self.listed += 1
         before = self._arrivals.files(path)
         files: dict[str, ArrivedFile] = {}
@@ -209,16 +211,15 @@ class _Walk:
                     files[entry.path] = self._file(entry, before.get(entry.path))
                 elif entry.name.startswith("final_summary") and entry.name.endswith(".txt"):
                     ended = True
-        self._arrivals.put_files(path, (file for file in files.values() if before.get(file.path) != file))
+        changed = [file for file in files.values() if before.get(file.path) != file]
+        self._arrivals.put_files(path, changed)
         self._arrivals.forget_files(before.keys() - files)
-        quiet = not any(
-            file.state == "growing" or (file.state == "unusable" and file.reason in PASSING) for file in files.values()
-        )
+        quiet = not any(file.state == "growing" or file.reason in PASSING | GROWING for file in files.values())
         seen = SeenFolder(
             path=path, mtime_ns=mtime_ns, listed=self._now, subfolders=tuple(subfolders), ended=ended, quiet=quiet
         )
         self._arrivals.put_folder(seen)
-        return seen
+        return seen, bool(changed) or known is None or replace(known, listed=seen.listed) != seen
 
     def _file(self, entry: os.DirEntry[str], seen: ArrivedFile | None) -> ArrivedFile:
         try:
@@ -345,4 +346,9 @@ def _called(workspace: Workspace) -> Called:
     merged = merged_before(workspace)
     if merged is None:
         return NOTHING_CALLED
-    return Called(sizes={file.path: file.size for file in read_plan(workspace).files}, bases=merged.bases)
+    files = read_plan(workspace).files
+    return Called(
+        sizes={file.path: file.size for file in files},
+        unread=frozenset(file.path for file in files if not file.reads),
+        bases=merged.bases,
+    )

@@ -63,7 +63,9 @@ def read(samples: int = 5000, *, number: int = 1, position: int = 0, **changes: 
     return Read(**{**values, **changes})
 
 
-def write_pod5(path: Path, lengths: Sequence[int], *, first: int = 0, seed: int = 1, **run: Any) -> Path:
+def write_pod5(
+    path: Path, lengths: Sequence[int], *, first: int = 0, seed: int = 1, version: int = 4, **run: Any
+) -> Path:
     """Write a POD5 file of noise reads whose ids follow from `seed` and number; `run` changes the run info."""
     random = np.random.default_rng(seed)
     info: dict[str, Any] = {
@@ -94,7 +96,7 @@ def write_pod5(path: Path, lengths: Sequence[int], *, first: int = 0, seed: int 
         for number, length in enumerate(lengths, first):
             writer.add_read(
                 pod5.Read(
-                    read_id=read_uuid(seed, number),
+                    read_id=read_uuid(seed, number, version),
                     pore=pod5.Pore(1 + number % 100, 1 + number % 4, "not_set"),
                     calibration=pod5.Calibration(offset=-10.0, scale=0.15),
                     read_number=number,
@@ -109,9 +111,9 @@ def write_pod5(path: Path, lengths: Sequence[int], *, first: int = 0, seed: int 
     return path
 
 
-def read_uuid(seed: int, number: int) -> uuid.UUID:
+def read_uuid(seed: int, number: int, version: int = 4) -> uuid.UUID:
     """Return the id of a made read."""
-    return uuid.UUID(int=(seed << 96) + (4 << 76) + (8 << 60) + number)
+    return uuid.UUID(int=(seed << 96) + (version << 76) + (8 << 60) + number)
 
 
 def damage_signal(path: Path, number: int = 1) -> None:

@@ -8,10 +8,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs
+from tasks.launch import launch
 from tasks.watch import STATE
 from tests.making import write_pod5
 from tests.servers import free_port
-from tests.test_pipeline import run, settings
+from tests.test_pipeline import call, run, settings
 from tests.test_watch import NOW, Site
 
 
@@ -39,6 +40,25 @@ def test_a_run(tmp_path: Path) -> None:
     assert found["shoal_batches_done", "out"] == found["shoal_batches_planned", "out"] == 1
     assert found["shoal_slots_at_work", "out"] == found["shoal_bundles_failed", "out"] == 0
     assert 0 < found["shoal_busy_fraction", "out"] < 1
+
+
+def test_a_run_that_grows(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "a.pod5", [20_000, 5, 30_000])
+    given = settings(tmp_path / "data", out=tmp_path / "out")
+    run(given)
+    port = free_port()
+    with endpoint(port, RunCollector(lambda: [given.out])):
+        assert asked(port)["shoal_batches_planned", "out"] == 1
+        write_pod5(tmp_path / "data" / "b.pod5", [20_000] * 4, first=3)
+        launch(given)
+        found = asked(port)
+        assert (found["shoal_reads_planned", "out"], found["shoal_samples_planned", "out"]) == (7, 130_005)
+        assert (found["shoal_batches_done", "out"], found["shoal_batches_planned", "out"]) == (1, 2)
+        call(given, only=slice(1, None))
+        found = asked(port)
+        assert found["shoal_batches_done", "out"] == 2
+        assert found["shoal_reads", "called", "out"] == 6
+        assert found["shoal_samples_done", "out"] == 130_005
 
 
 def test_a_watch(tmp_path: Path) -> None:

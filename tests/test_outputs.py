@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import pysam
 import pytest
 from isal import igzip
 
+from deployments import cli
 from tasks.core.alignment import reverse_complement
 from tasks.core.calls import Barcode, BasecalledRead, EngineIdentity, ModifiedBases, Outcome, PolyTail
 from tasks.core.errors import SettingsError
@@ -25,7 +27,7 @@ from tasks.engines.null import NULL_IDENTITY, NullEngine
 from tasks.formats.resort import Choice, choose
 from tasks.formats.samplesheet import read_sample_sheet
 from tasks.formats.summary import validate_summary
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import launch
 from tasks.merge import merge
 from tasks.settings import RunSettings
@@ -242,7 +244,7 @@ def test_cram_without_a_reference_is_refused(data: Path, tmp_path: Path) -> None
 
 def test_another_qscore_gives_what_calling_with_it_gives(data: Path, tmp_path: Path) -> None:
     output = {"formats": "fastq,bam", "files": "one"}
-    given = run(settings(data, out=tmp_path / "out", output={**output, "min_qscore": 5}))
+    given = run(settings(data, out=tmp_path / "out[1]", output={**output, "min_qscore": 5}))
     wanted = run(settings(data, out=tmp_path / "wanted", output={**output, "min_qscore": 10}))
     assert content(given.out) != content(wanted.out)
     choose(Workspace(given.out), Choice(min_qscore=10))
@@ -273,6 +275,25 @@ def test_a_sample_sheet_gives_what_calling_with_it_gives(data: Path, tmp_path: P
     choose(Workspace(given.out), Choice())
     merge(given)
     assert content(given.out) == content(run(settings(data, out=tmp_path / "plain", output=output)).out)
+
+
+def test_runs_whose_input_is_archived_are_sorted_and_merged_again(data: Path, tmp_path: Path) -> None:
+    sheet, other = tmp_path / "sheet.csv", tmp_path / "other.csv"
+    sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,pat.1\n")
+    other.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,pat.9\n")
+    given = run(settings(data, out=tmp_path / "out", output={"formats": "fastq,bam", "sample_sheet": sheet}))
+    workspace = Workspace(given.out)
+    before = read_json(workspace.provenance)["settings"]
+    shutil.rmtree(data)
+    sheet.unlink()
+    assert cli.resplit(given.out, min_qscore=60) == cli.Exit.FLAWED  # one read is too short
+    assert set(rows(given.out)["passes_filtering"]) == {"FALSE"}
+    assert cli.demux(given.out, sample_sheet=other) == cli.Exit.FLAWED
+    assert "pat.9" in set(rows(given.out)["alias"])
+    assert cli.merge(given.out, files="one") == cli.Exit.FLAWED
+    assert verify(workspace).faults == []
+    after = read_json(workspace.provenance)["settings"]
+    assert (after["input"], after["output"]["sample_sheet"]) == (before["input"], before["output"]["sample_sheet"])
 
 
 def test_new_input_is_sorted_as_chosen(data: Path, tmp_path: Path) -> None:

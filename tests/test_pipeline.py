@@ -20,8 +20,8 @@ from tasks.engines.base import Engine
 from tasks.engines.registry import min_qscore_of, open_engine
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import read_plan
-from tasks.formats.workspace import Workspace
-from tasks.launch import launch
+from tasks.formats.workspace import Workspace, read_json, write_json
+from tasks.launch import launch, with_kept_sheet
 from tasks.merge import merge
 from tasks.settings import RunSettings, resolve_settings
 from tasks.split import basecall_bundle
@@ -181,9 +181,51 @@ def test_moved_input_is_found(data: Path, tmp_path: Path) -> None:
 
 
 def test_other_settings_on_the_same_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    """By naming each that differs, with both values."""
+    reference = tmp_path / "reference.fasta"
+    reference.write_text(">chr1\nACGT\n")
     launch(settings(data, out=tmp_path / "out"))
-    with pytest.raises(SettingsError, match="another engine"):
-        launch(settings(data, out=tmp_path / "out", batch_samples=200_000))
+    output = {"formats": "fastq,bam", "reference": reference, "files": "one"}
+    with pytest.raises(SettingsError) as caught:
+        launch(settings(data, out=tmp_path / "out", batch_samples=200_000, output=output))
+    assert str(caught.value).splitlines()[1:] == [
+        f"  output.reference: begun with None, given '{reference}'",
+        "  output.formats: begun with 'fastq', given 'fastq,bam'",
+        "  batch_samples: begun with 100000, given 200000",
+    ]
+    with pytest.raises(SettingsError, match=r"engine\.kind: begun with 'null', given 'cpu'"):
+        launch(settings(data, out=tmp_path / "out", engine="cpu"))
+
+
+def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
+    """Its settings lack fields that have come since, and have a digest of another form."""
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,one\n")
+    given = settings(data, out=tmp_path / "out", output={"sample_sheet": sheet})
+    launch(given)
+    workspace = Workspace(given.out)
+    stored = read_json(workspace.settings)
+    del stored["engine"]["duplex"], stored["output"]["rna_as_dna"]
+    write_json(workspace.settings, {**stored, "digest": "of another form"})
+    workspace.sample_sheet.unlink()
+    assert run(given).reads == 17
+    assert workspace.sample_sheet.read_bytes() == sheet.read_bytes()
+
+
+def test_a_sample_sheet_that_is_edited_meanwhile_is_refused(data: Path, tmp_path: Path) -> None:
+    sheet, copy = tmp_path / "sheet.csv", tmp_path / "copy.csv"
+    sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,one\n")
+    given = settings(data, out=tmp_path / "out", output={"sample_sheet": sheet})
+    launch(given)
+    shutil.copy(sheet, copy)
+    sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,two\n")
+    assert with_kept_sheet(given).output.sample_sheet == Workspace(given.out).sample_sheet
+    assert "one" in Workspace(given.out).sample_sheet.read_text()
+    with pytest.raises(SettingsError, match=r"output\.sample_sheet: .*sheet\.csv is not what it was"):
+        launch(given)
+    launch(settings(data, out=tmp_path / "out", output={"sample_sheet": copy}))
+    with pytest.raises(SettingsError, match=r"output\.sample_sheet: begun with '.*', given None"):
+        launch(settings(data, out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -268,6 +310,22 @@ def test_dorados_own_headers_and_columns(data: Path, tmp_path: Path) -> None:
 
 def records(out: Path) -> list[str]:
     return sorted(line for path in out.rglob("fastq_*/*.gz") for line in gzip.open(path, "rt") if line[0] == "@")
+
+
+def test_read_ids_of_any_uuid_version_are_right(tmp_path: Path) -> None:
+    """As simulators make them."""
+    write_pod5(tmp_path / "data" / "a.pod5", [20_000] * 3, version=1)
+    run(settings(tmp_path / "data", out=tmp_path / "out"))
+    assert not verify(Workspace(tmp_path / "out")).faults
+    check_from_outside(tmp_path / "out", tmp_path / "data")
+
+
+def test_another_run_below_the_folder_is_not_counted_in(data: Path, tmp_path: Path) -> None:
+    run(settings(data / "a", out=tmp_path / "out"))
+    run(settings(data / "b", out=tmp_path / "out" / "more"))
+    report = verify(Workspace(tmp_path / "out"))
+    assert (report.faults, report.records) == ([], 12)
+    assert verify(Workspace(tmp_path / "out" / "more")).records == 4
 
 
 @pytest.mark.parametrize("damage", ["fastq", "summary", "ledger", "stray"])

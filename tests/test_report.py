@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from deployments.display import Display
 from flows.pace import Pace, progress_words
 from tasks.core.liveness import Beat
+from tasks.engines.catalogue import find_model
+from tasks.engines.registry import identify, quality_of
 from tasks.formats.planfile import read_plan
-from tasks.formats.workspace import Workspace
+from tasks.formats.workspace import Workspace, read_json
 from tasks.progress import RunProgress
 from tasks.report import plan_markdown, result_markdown
-from tests.making import write_pod5
+from tests.data import shared
+from tests.making import damage_signal, write_pod5
 from tests.test_pipeline import run, settings
+
+
+def test_a_folder_named_like_a_pattern(tmp_path: Path) -> None:
+    damage_signal(write_pod5(tmp_path / "data" / "a.pod5", [20_000, 30_000]), 0)
+    merged = run(settings(tmp_path / "data", out=tmp_path / "calls[1]"))
+    assert "2: 1 called, 0 skipped, 1 quarantined" in result_markdown(merged)
 
 
 def test_plan_and_result_in_words(tmp_path: Path) -> None:
@@ -28,6 +41,22 @@ def test_plan_and_result_in_words(tmp_path: Path) -> None:
     assert re.search(r"N50 \| [\d,]+ bases", result)
     plots = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", result)
     assert [base64.b64decode(plot)[:4] for plot in plots] == [b"<svg", b"<svg"]
+
+
+def test_the_result_says_what_may_be_expected_of_the_bundled_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings(shared("data", "r10_5khz"), out=tmp_path / "out", engine="cpu")
+    merged = run(given)
+    model = find_model(None)
+    told = f"{model.name} (cpu); {model.quality}"
+    assert re.search(r"demonstration: identity 0\.\d+", told)
+    assert f"| Called by | {told} |" in result_markdown(merged)
+    assert read_json(Workspace(given.out).provenance)["engine"]["quality"] in told
+    Display(json=False).result(merged, [])
+    assert told in capsys.readouterr().out
+    # What an earlier version's model called is not known by this one's.
+    assert quality_of(given.engine, replace(identify(given.engine), model_digest="another")) == ""
 
 
 def test_a_run_without_records(tmp_path: Path) -> None:

@@ -123,6 +123,52 @@ def test_foreign_and_unreadable_files_are_listed_and_stop_nothing(site: Site) ->
     assert len(seen.problems) == 4, seen.problems
 
 
+@pytest.mark.parametrize("reserved", [False, True], ids=["grows", "space reserved"])
+@pytest.mark.parametrize("whole", ["before the last call", "while it is called", "after the last call"])
+def test_a_copy_that_stalls_is_called_once_when_it_is_whole(
+    site: Site, tmp_path: Path, whole: str, reserved: bool
+) -> None:
+    """Growth in place leaves the time stamp of the folder as it was."""
+    site.write(f"{RUN}/pod5/a_0.pod5", at=NOW)
+    content = write_pod5(tmp_path / "copied.pod5", [5_000] * 3, first=3).read_bytes()
+    copy = site.data / RUN / "pod5" / "a_1.pod5"
+    half = content[: len(content) // 2]
+    copy.write_bytes(half.ljust(len(content), b"\0") if reserved else half)
+    os.utime(copy, (NOW, NOW))
+    (site.data / RUN / "final_summary.txt").touch()
+    for folder in (copy.parent, copy.parent.parent):
+        os.utime(folder, (NOW, NOW))
+
+    def goes_on() -> None:
+        with copy.open("r+b") as file:
+            file.write(content)
+        os.utime(copy, (NOW + 40, NOW + 40))
+
+    (first,) = site.look(NOW + 20).calls
+    assert first.call
+    if whole == "before the last call":
+        goes_on()
+    elif whole == "while it is called":
+        goes_on()
+        site.call(first.call.settings)
+        assert [run.action for run in site.look(NOW + 45).runs] == ["wait"]
+    else:
+        site.call(first.call.settings)
+        assert [run.action for run in site.look(NOW + 30).runs] == ["close"]
+        assert [run.action for run in site.look(NOW + 35).runs] == ["closed"]
+        goes_on()
+    for run in site.look(NOW + 60).calls:
+        assert run.call
+        site.call(run.call.settings)
+    assert {run.action for run in site.look(NOW + 70).runs} <= {"close", "closed"}
+    again = site.look(NOW + 80)
+    assert [run.action for run in again.runs] == ["closed"]
+    assert again.opened == 0
+    ledger = pl.read_parquet(site.out / RUN / "ledger.parquet")
+    assert ledger["read_id"].n_unique() == ledger.height == 6
+    assert not verify(Workspace(site.out / RUN)).faults
+
+
 def test_two_runs_for_one_output_are_refused(tmp_path: Path) -> None:
     folders = [tmp_path / side / "run" for side in ("left", "right")]
     for seed, folder in enumerate(folders, 1):

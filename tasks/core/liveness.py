@@ -7,7 +7,7 @@ own monotonic clock. So neither the clocks of the nodes nor the caches of a netw
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -81,6 +81,14 @@ def observe(before: Mapping[str, Sighting], beats: Iterable[Beat], *, now: float
         else:
             seen[key] = last
     return seen
+
+
+def excuse(sightings: Mapping[str, Sighting], *, seconds: float) -> dict[str, Sighting]:
+    """Take time in which we did not look ourselves off the age of what was seen: it says nothing of the workers."""
+    return {
+        key: replace(last, changed=last.changed + seconds, progressed=last.progressed + seconds)
+        for key, last in sightings.items()
+    }
 
 
 def judge(sightings: Mapping[str, Sighting], patience: Patience, *, now: float) -> dict[str, Verdict]:

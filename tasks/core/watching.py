@@ -19,6 +19,8 @@ from tasks.core.errors import SettingsError
 POD5_FOLDERS = frozenset(("pod5", "pod5_pass", "pod5_fail", "pod5_skip"))
 #: Reasons that may pass without the file's size or time changing, e.g. after a chmod.
 PASSING = frozenset(("unreadable", "missing", "dangling_link"))
+#: Reasons that pass when the file grows, which its folder's time stamp does not tell: a copy that stalls, then goes on.
+GROWING = frozenset(("unfinished", "empty"))
 #: What a rule can match.
 MATCHED = ("flow_cell", "flow_cell_product", "kit", "sample", "experiment", "folder")
 
@@ -72,6 +74,8 @@ class Called:
 
     #: Size of each input file that the result is made of.
     sizes: Mapping[str, int]
+    #: Those of them that held no read that could be taken when the result was made.
+    unread: frozenset[str] = frozenset()
     bases: int = 0
 
 
@@ -153,7 +157,13 @@ def decide(run: ArrivedRun, called: Called, *, stop: StopRules, live: bool, idle
         why = "no finished file that could be called"
         return Decision(action="close" if over else "wait", why=f"{over}: {why}" if over else why, closed=bool(over))
     wanted = finished + (run.of("unusable") if over else ())
-    new = [file for file in wanted if called.sizes.get(file.path) != file.size]
+    new = [
+        file
+        for file in wanted
+        if called.sizes.get(file.path) != file.size
+        # Copies that reserve their space first become whole at the same size.
+        or (file.state == "finished" and file.path in called.unread)
+    ]
     if new and (live or over):
         return Decision(action="call", why=over or f"{len(new)} new files", files=wanted, closed=bool(over))
     if over:

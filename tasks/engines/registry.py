@@ -167,6 +167,14 @@ def identify(settings: EngineSettings) -> EngineIdentity:
     return KINDS[settings.kind].identity(settings)
 
 
+def quality_of(settings: EngineSettings, called_by: EngineIdentity) -> str:
+    """Say in words what may be expected of calls; empty where we don't know the model that made them."""
+    if settings.kind != "cpu":
+        return ""
+    model = find_model(settings.model)
+    return model.quality if model.digest == called_by.model_digest else ""
+
+
 def check_run(settings: EngineSettings, run: RunInfo) -> None:
     """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
     fits, model = KINDS[settings.kind].fits(settings)

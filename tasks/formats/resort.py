@@ -97,7 +97,7 @@ def _sort(
     new.mkdir()
     files: dict[str, Any] = {}
     for number in sorted({told["run"] for told in manifest["files"].values()}):
-        before = pl.read_parquet(source / summary_part(number))
+        before = pl.read_parquet(source / summary_part(number), glob=False)
         after = _decide(before, choice, runs[number])
         after.write_parquet(new / summary_part(number), compression="zstd")
         for kind in sorted({told["kind"] for told in manifest["files"].values()}):

@@ -25,6 +25,8 @@ from tasks.formats.layout import path_part
 Profile = Literal["minknow-1.1", "dorado-1.4"]
 
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[45][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+#: Of any version: simulators and converters make others than the specification's 4 and 5, and we write what they gave.
+READ_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _IDENT = r"[^\s\"]+"
 _DIGITS = r"\d+"
 _DECIMAL = r"\d+(\.\d+)?"
@@ -64,7 +66,7 @@ COLUMNS = (
     *_group("online", "filename_fastq filename_fast5 filename_pod5 filename_bam", _IDENT),
     *_group("offline", "input_filename", _IDENT),
     *_group("offline", "batch_id", _DIGITS),
-    *_group("general", "parent_read_id read_id", UUID),
+    *_group("general", "parent_read_id read_id", READ_ID),
     # Files from converters have no protocol run id; then it is unknown here, where MinKNOW always has one.
     *_group("general", "run_id", f"{UUID}|{UNKNOWN}"),
     *_group("general", "channel", _DIGITS),
@@ -116,7 +118,7 @@ COLUMNS = (
         "alignment_num_supplementary_alignments",
         f"-|{_DIGITS}",
     ),
-    *_group("duplex", "duplex_parent_template duplex_parent_complement", f"-|{UUID}"),
+    *_group("duplex", "duplex_parent_template duplex_parent_complement", f"-|{READ_ID}"),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 #: Groups that are there when the engine was asked for them, in the order of a row's values in SummaryRows.

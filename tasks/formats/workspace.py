@@ -62,6 +62,11 @@ class Workspace:
         return self.state / "settings.json"
 
     @property
+    def sample_sheet(self) -> Path:
+        """The sample sheet as it was when the run was begun; only where it has one."""
+        return self.state / "sample_sheet.csv"
+
+    @property
     def run_id(self) -> Path:
         """Holds the name of all the run's Slurm jobs, the same for every flow that works on it."""
         return self.state / "run_id"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.core.liveness import Beat, Patience, Sighting, Verdict, judge, observe
+from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, judge, observe
 
 PATIENCE = Patience(late_after=10, dead_after=60, stall_after=300)
 
@@ -59,6 +59,15 @@ def test_a_beat_that_stays_the_same_ages() -> None:
     (sighting,) = follow((500, [beat(1)]), (510, [beat(1)]), (561, [beat(1)])).values()
     assert sighting.changed == 500
     assert judge({"slot": sighting}, PATIENCE, now=561) == {"slot": Verdict.DEAD}
+
+
+def test_time_in_which_nobody_looked_makes_no_slot_older() -> None:
+    """Of ten minutes between two looks, the machine was suspended for all but two seconds."""
+    asleep = excuse(follow((500, [beat(1)]), (505, [beat(1)])), seconds=598)
+    (sighting,) = observe(asleep, [beat(1)], now=1105).values()
+    assert (sighting.changed, sighting.progressed) == (1098, 1098)
+    assert judge({"slot": sighting}, PATIENCE, now=1105) == {"slot": Verdict.ALIVE}
+    assert judge({"slot": sighting}, PATIENCE, now=1158) == {"slot": Verdict.DEAD}
 
 
 def test_a_slot_that_ended_is_forgotten() -> None:
