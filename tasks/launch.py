@@ -21,6 +21,7 @@ from tasks.engines.registry import check_run, samples_per_second
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
+from tasks.formats.tree import refuse_foreign
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.settings import RunSettings
 
@@ -51,8 +52,8 @@ def launch(settings: RunSettings) -> Launched:
     """Plan a run folder, or go on from the plan it has, and write the plan down.
 
     Raises:
-        SettingsError: there is nothing to call; the folder holds a run with other settings; with `strict`, any of the
-            input can't be used.
+        SettingsError: there is nothing to call; the folder holds a run with other settings, or calls that are not
+            ours; with `strict`, any of the input can't be used.
     """
     workspace = Workspace(settings.out)
     launched = plan_input(settings)
@@ -88,6 +89,7 @@ def plan_input(settings: RunSettings) -> Launched:
         plan, reads = make_plan(found, batch_samples=settings.batch_samples)
     if not plan.files:
         raise SettingsError(f"no POD5 files (*.pod5) in {', '.join(map(str, settings.input))}")
+    refuse_foreign(workspace, plan)
     return Launched(plan=plan, reads=reads, committed=committed)
 
 

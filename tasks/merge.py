@@ -7,6 +7,7 @@ batch. Merging again, with other choices of files or columns, replaces what an e
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +27,7 @@ from tasks.formats.commit import FATES, committed_ids, read_manifest
 from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_id_text, read_plan
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.resort import read_choice, sorted_batches
-from tasks.formats.tree import Tree, earlier_files
+from tasks.formats.tree import Tree, names_written, refuse_foreign
 from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
@@ -54,6 +55,7 @@ def merge(settings: RunSettings) -> MergedRun:
 
     Raises:
         LedgerError: reads are missing or doubled; names them. Nothing is written then.
+        SettingsError: the folder has calls that are not ours since it was launched. Nothing is written then.
     """
     workspace = Workspace(settings.out)
     identity = identify(settings.engine)
@@ -65,15 +67,20 @@ def merge(settings: RunSettings) -> MergedRun:
             f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called "
             f"yet, e.g. of {left[0].slices[0].file} (batch {left[0].batch_id}); the same `shoal run` goes on"
         )
+    refuse_foreign(workspace, plan)
+    earlier = names_written(workspace)
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
     identity = _called_by(manifests) or identity
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again
     fates = write_ledger(workspace, plan, manifests)
-    _remove_earlier(workspace)
     choice = read_choice(workspace)
     batches = sorted_batches(workspace, plan, manifests, choice)
     tree = Tree(workspace.out, plan, batches, settings.output, marker="null" if identity.engine == "null" else "")
+    # On disk before any of them is made or removed: what a crash leaves in the tree is then known to be ours.
+    write_json(workspace.written, sorted({*earlier, *tree.names}))
+    _remove(workspace, earlier)
     tree.write()
+    write_json(workspace.written, sorted(tree.names))
     input_file_table(plan.files, workspace.input_files)
     metrics: dict[str, StageFigures] = {}
     for manifest in manifests:
@@ -104,7 +111,7 @@ def merge(settings: RunSettings) -> MergedRun:
             "metrics": metrics,
         },
     )
-    write_json(workspace.merged, {"result": asdict(merged), "written": tree.written, "plan": len(plan.batches)})
+    write_json(workspace.merged, {"result": asdict(merged), "plan": len(plan.batches)})
     fsync_folder(workspace.state)
     return merged
 
@@ -271,10 +278,12 @@ def _called_by(manifests: list[dict[str, Any]]) -> EngineIdentity | None:
     return EngineIdentity(**{**values, "modified_base_models": tuple(values["modified_base_models"])})
 
 
-def _remove_earlier(workspace: Workspace) -> None:
-    """Remove the FASTQ files and tables of an earlier merge, so that none stands beside this one's."""
-    for path in earlier_files(workspace.out, read_plan(workspace)):
+def _remove(workspace: Workspace, names: Iterable[str]) -> None:
+    """Remove what an earlier merge made, or was about to, so that none of it stands beside this one's; only that."""
+    for path in (workspace.out / name for name in names):
         path.unlink(missing_ok=True)
+        if path.suffix in (".sam", ".cram"):  # what it was being converted from
+            path.with_name(f".{path.name}.bam").unlink(missing_ok=True)
         for folder in (path.parent, path.parent.parent):  # of a barcode, of a verdict
             if folder.name.endswith(("_pass", "_fail")) or folder.parent.name.endswith(("_pass", "_fail")):
                 with suppress(OSError):

@@ -76,6 +76,11 @@ class Workspace:
         return self.state / "merged.json"
 
     @property
+    def written(self) -> Path:
+        """Names of the tree's files that are ours, written before they are made; see names_written."""
+        return self.state / "written.json"
+
+    @property
     def ledger(self) -> Path:
         return self.out / "ledger.parquet"
 
