@@ -24,7 +24,14 @@ from tasks.core.plan import Plan, PlannedReads
 from tasks.core.result import MergedRun
 from tasks.engines.registry import identify
 from tasks.formats.commit import FATES, committed_ids, read_manifest
-from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_id_text, read_plan
+from tasks.formats.planfile import (
+    input_file_table,
+    iterate_reads,
+    read_id_bytes,
+    read_id_text,
+    read_plan,
+    read_plan_digest,
+)
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.resort import read_choice, sorted_batches
 from tasks.formats.tree import Tree, names_written, refuse_foreign
@@ -111,15 +118,19 @@ def merge(settings: RunSettings) -> MergedRun:
             "metrics": metrics,
         },
     )
-    write_json(workspace.merged, {"result": asdict(merged), "plan": len(plan.batches)})
+    write_json(workspace.merged, {"result": asdict(merged), "plan": read_plan_digest(workspace)})
     fsync_folder(workspace.state)
     return merged
 
 
-def merged_before(workspace: Workspace) -> MergedRun | None:
-    """Return what the last merge made, when it is of all batches that the plan has now; else None."""
+def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun | None:
+    """Return what the last merge made, when it is of the plan as it is now; else None.
+
+    Args:
+        digest: Of another plan, which the result may be of; none: of the one in the run folder.
+    """
     merged = read_json(workspace.merged)
-    if merged is None or merged["plan"] != len(read_plan(workspace).batches):
+    if merged is None or merged["plan"] != (digest or read_plan_digest(workspace)):
         return None
     return MergedRun(**{**merged["result"], "folders": tuple(merged["result"]["folders"])})
 

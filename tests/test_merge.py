@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from deployments.cli import _done
+from deployments.display import Display
 from tasks.core.errors import SettingsError
 from tasks.formats.resort import Choice, choose
 from tasks.formats.tree import names_written
 from tasks.formats.workspace import Workspace
 from tasks.launch import launch, plan_input
-from tasks.merge import merge
+from tasks.merge import merge, merged_before
 from tasks.verify import verify
 from tests.making import write_pod5
 from tests.test_crash import die
@@ -95,3 +98,36 @@ def test_what_a_killed_merge_left_is_ours(minknow: Path, at: int) -> None:
     assert not verify(Workspace(minknow)).faults
     hidden = [path.name for path in (minknow / HOME).rglob(".*") if path.suffix != ".new"]
     assert not hidden
+
+
+@pytest.mark.parametrize("came", ["wrong chemistry", "truncated", "grown"])
+def test_a_result_is_of_the_whole_plan_or_not_complete(tmp_path: Path, came: str) -> None:
+    """Input came of which no batch is made, and the flow died between launch and merge."""
+    data, workspace = tmp_path / "data", Workspace(tmp_path / "out")
+    write_pod5(data / "one.pod5", [3_000] * 3, seed=1, sample_rate=5000)
+    (data / "cut.pod5").write_bytes(b"\x8bPOD\r\n\x1a\n")
+    given = settings(data, out=workspace.out, engine="cpu")
+    merged = run(given)
+    display = Display(json=True)
+    assert merged_before(workspace) == _done(given, display) == merged
+    if came == "wrong chemistry":
+        write_pod5(data / "two.pod5", [3_000] * 2, seed=2, sequencing_kit="sqk-rna004")
+    else:
+        name = "another.pod5" if came == "truncated" else "cut.pod5"
+        (data / name).write_bytes(b"\x8bPOD\r\n\x1a\n and more")
+    assert _done(given, display) is None
+    assert not launch(given).left
+    assert merged_before(workspace) is None
+    assert _done(given, display) is None
+    again = merge(given)
+    assert (again.reads, again.files) == {"wrong chemistry": (5, 3), "truncated": (3, 3), "grown": (3, 2)}[came]
+    assert merged_before(workspace) == _done(given, display) == again
+    assert pl.read_parquet(workspace.input_files).height == again.files
+
+
+def test_a_plan_of_an_older_version_has_a_digest_too(minknow: Path, tmp_path: Path) -> None:
+    given = settings(minknow, out=tmp_path / "out")
+    merged = run(given)
+    workspace = Workspace(given.out)
+    (workspace.plan / "digest.json").unlink()
+    assert merged_before(workspace) == merged

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
+    write_json(new / "digest.json", plan_digest(plan, reads))
     input_file_table(plan.files, new / "files.parquet")
     pq.write_table(
         pa.Table.from_pylist([asdict(batch) for batch in plan.batches], BATCHES),
@@ -71,6 +74,25 @@ def read_plan(workspace: Workspace) -> Plan:
         files=tuple(PlannedFile(**row) for row in pq.read_table(workspace.plan / "files.parquet").to_pylist()),
         batches=tuple(_batch(row) for row in pq.read_table(workspace.plan / "batches.parquet").to_pylist()),
     )
+
+
+def plan_digest(plan: Plan, reads: PlannedReads) -> str:
+    """Return sha256 over what a result is a result of: the reads, and every file of the input with what became of it.
+
+    The order of the files is left out: it is that in which they were named.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(reads.read_ids).data)
+    files = sorted((file.path, file.size, file.reason) for file in plan.files)
+    digest.update(json.dumps(files).encode())
+    return digest.hexdigest()
+
+
+def read_plan_digest(workspace: Workspace) -> str:
+    """Return the digest of a run folder's plan; it was made with the plan, for reading all reads takes seconds."""
+    stored = read_json(workspace.plan / "digest.json")
+    if stored is None:  # planned by an older version
+        return plan_digest(read_plan(workspace), read_planned_reads(workspace))
+    return str(stored)
 
 
 def read_planned_reads(workspace: Workspace) -> PlannedReads:
