@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,8 @@ from tasks.merge import merge, merged_before
 from tasks.verify import verify
 from tests.making import write_pod5
 from tests.test_crash import die
+from tests.test_outputs import data as data
+from tests.test_outputs import run as rich_run
 from tests.test_pipeline import call, check_from_outside, run, settings
 
 #: MinKNOW's folder of the run that write_pod5 makes.
@@ -131,3 +134,30 @@ def test_a_plan_of_an_older_version_has_a_digest_too(minknow: Path, tmp_path: Pa
     workspace = Workspace(given.out)
     (workspace.plan / "digest.json").unlink()
     assert merged_before(workspace) == merged
+
+
+@pytest.mark.parametrize("files", ["many", "one"])
+def test_all_is_on_disk_before_the_result_is_called_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    output = {"formats": "fastq,bam,sam", "barcoding_summary": True, "files": files}
+    given = rich_run(settings(data, out=tmp_path / "out", output=output))
+    workspace = Workspace(given.out)
+    for _ in range(2):  # as it was called, and sorted again
+        before = set(synced[: synced.index(workspace.merged.stat().st_ino)])
+        made = [given.out, *given.out.rglob("*")]
+        lying = [path for path in made if path != workspace.state and workspace.state not in path.parents]
+        lying += [path for path in workspace.sorted.rglob("*") if path.name != "choice.json"]
+        assert [path for path in lying if path.stat().st_ino not in before] == []
+        assert len(lying) > 10
+        synced.clear()
+        choose(workspace, Choice(min_qscore=10))
+        merge(given)

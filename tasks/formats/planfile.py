@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tasks.core.batches import Batch, Slice
 from tasks.core.plan import Plan, PlannedFile, PlannedReads, PlannedRun
 from tasks.core.reads import RunInfo
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
 
 
 def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
@@ -51,8 +51,7 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
         row_group_size=1 << 17,
     )
     for file in new.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        fsync_file(file)
     fsync_folder(new)
     old = workspace.state / f"plan.{os.getpid()}.old"
     if workspace.plan.exists():

@@ -142,6 +142,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def fsync_file(file: Path) -> None:
+    """Make what was written into a file survive a crash of the machine, also where another library has written it."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make names made or renamed in a folder survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
