@@ -21,8 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from infra.processes import Began, began, is_same
 from tasks.core.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,8 @@ class _Holder:
     token: str
     host: str
     process: int
-    #: When the process began, seconds since the epoch: another one may have its number now.
-    began: float
+    #: When the process began: another one may have its number now.
+    began: Began
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host.split('/')[0]}"
@@ -63,7 +62,7 @@ def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DE
     if lock in _ours:
         yield
         return
-    me = _Holder(token=uuid.uuid4().hex, host=_host(), process=os.getpid(), began=_began(os.getpid()))
+    me = _Holder(token=uuid.uuid4().hex, host=_host(), process=os.getpid(), began=began(os.getpid()) or 0.0)
     mine = lock.with_name(f".{lock.name}.{me.token}")
     with mine.open("wb", buffering=0) as file:
         file.write(_text(me, 0))
@@ -134,8 +133,8 @@ def _alive(lock: Path, announce: Callable[[str], None], dead_after: float) -> bo
     if first is None:
         return False
     holder = first[0]
-    if holder.host == _host():
-        return abs(_began(holder.process) - holder.began) < 1.0
+    if holder.host == _host() and (same := is_same(holder.process, holder.began)) is not None:
+        return same
     announce(f"{holder} holds this run; looking for {dead_after:.0f} s whether it is alive …")
     deadline = time.monotonic() + dead_after
     pause = threading.Event()
@@ -171,12 +170,12 @@ def _text(holder: _Holder, count: int) -> bytes:
 
 def _read(lock: Path) -> tuple[_Holder, str] | None:
     try:
-        token, host, process, began, count = json.loads(lock.read_text("utf-8"))
+        token, host, process, since, count = json.loads(lock.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):  # of an older version, or damaged: nobody renews it
         return _Holder(token="", host="", process=0, began=0.0), ""
-    return _Holder(token=token, host=host, process=process, began=began), count
+    return _Holder(token=token, host=host, process=process, began=since), count
 
 
 def _host() -> str:
@@ -186,12 +185,3 @@ def _host() -> str:
     except OSError:
         place = ""
     return f"{os.uname().nodename}/{place}"
-
-
-def _began(process: int) -> float:
-    """Return when a process began; -1 for one that has ended, also where its parent does not know that yet."""
-    try:
-        found = psutil.Process(process)
-        return -1.0 if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
-    except psutil.Error:
-        return -1.0
