@@ -49,13 +49,14 @@ class Launched:
 
 
 def launch(settings: RunSettings) -> Launched:
-    """Plan a run folder, or go on from the plan it has, and write the plan down.
+    """Plan a run folder, or go on from the plan it has, and write the plan down. Only for the flow that owns it.
 
     Raises:
         SettingsError: there is nothing to call; the folder holds a run with other settings, or calls that are not
             ours; with `strict`, any of the input can't be used.
     """
     workspace = Workspace(settings.out)
+    remove_unfinished(workspace)
     launched = plan_input(settings)
     if settings.strict:
         refuse_flaws(launched.plan)
@@ -66,7 +67,7 @@ def launch(settings: RunSettings) -> Launched:
 
 
 def plan_input(settings: RunSettings) -> Launched:
-    """Work out the plan and write nothing."""
+    """Work out the plan and change nothing, for a flow may be launching there just now."""
     workspace = Workspace(settings.out)
     stored = read_json(workspace.settings)
     if stored is not None and stored["digest"] != settings.digest():
@@ -76,7 +77,6 @@ def plan_input(settings: RunSettings) -> Launched:
         )
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
-    remove_unfinished(workspace)
     if has_plan(workspace):
         plan, reads = extend_plan(
             read_plan(workspace),

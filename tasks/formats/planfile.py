@@ -61,17 +61,26 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _folder(workspace: Workspace) -> Path:
+    """Return where the plan lies: for a moment, or after a crash in `write_plan`, that is aside."""
+    if not workspace.plan.exists():
+        for old in workspace.state.glob("plan.*.old"):
+            return old
+    return workspace.plan
+
+
 def has_plan(workspace: Workspace) -> bool:
     """Tell whether the run folder has a plan."""
-    return (workspace.plan / "reads.parquet").exists()
+    return (_folder(workspace) / "reads.parquet").exists()
 
 
 def read_plan(workspace: Workspace) -> Plan:
     """Read runs, files and batches; the reads come from `read_planned_reads` or `iterate_reads`."""
+    folder = _folder(workspace)
     return Plan(
-        runs=tuple(_run_from_json(run) for run in read_json(workspace.plan / "runs.json")),
-        files=tuple(PlannedFile(**row) for row in pq.read_table(workspace.plan / "files.parquet").to_pylist()),
-        batches=tuple(_batch(row) for row in pq.read_table(workspace.plan / "batches.parquet").to_pylist()),
+        runs=tuple(_run_from_json(run) for run in read_json(folder / "runs.json")),
+        files=tuple(PlannedFile(**row) for row in pq.read_table(folder / "files.parquet").to_pylist()),
+        batches=tuple(_batch(row) for row in pq.read_table(folder / "batches.parquet").to_pylist()),
     )
 
 
@@ -88,7 +97,7 @@ def plan_digest(plan: Plan, reads: PlannedReads) -> str:
 
 def read_plan_digest(workspace: Workspace) -> str:
     """Return the digest of a run folder's plan; it was made with the plan, for reading all reads takes seconds."""
-    stored = read_json(workspace.plan / "digest.json")
+    stored = read_json(_folder(workspace) / "digest.json")
     if stored is None:  # planned by an older version
         return plan_digest(read_plan(workspace), read_planned_reads(workspace))
     return str(stored)
@@ -96,12 +105,12 @@ def read_plan_digest(workspace: Workspace) -> str:
 
 def read_planned_reads(workspace: Workspace) -> PlannedReads:
     """Read all planned reads: about 40 bytes each."""
-    return _planned_reads(pq.read_table(workspace.plan / "reads.parquet"))
+    return _planned_reads(pq.read_table(_folder(workspace) / "reads.parquet"))
 
 
 def iterate_reads(workspace: Workspace) -> Iterator[PlannedReads]:
     """Stream the planned reads in input order, some hundred thousand at a time."""
-    with pq.ParquetFile(workspace.plan / "reads.parquet") as file:
+    with pq.ParquetFile(_folder(workspace) / "reads.parquet") as file:
         for group in range(file.num_row_groups):
             yield _planned_reads(file.read_row_group(group))
 
@@ -189,7 +198,10 @@ def _run_from_json(value: dict[str, Any]) -> PlannedRun:
 
 
 def remove_unfinished(workspace: Workspace) -> None:
-    """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes."""
+    """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes.
+
+    Only for the one flow that owns the run folder: what looks left over may be another's that is writing.
+    """
     for old in workspace.state.glob("plan.*.old"):
         if workspace.plan.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -206,5 +218,5 @@ def input_file_table(files: tuple[PlannedFile, ...], target: Path) -> None:
 
 def read_batches(workspace: Workspace, numbers: tuple[int, ...]) -> tuple[Batch, ...]:
     """Read some batches of the plan, by their numbers."""
-    table = pq.read_table(workspace.plan / "batches.parquet", filters=[("number", "in", list(numbers))])
+    table = pq.read_table(_folder(workspace) / "batches.parquet", filters=[("number", "in", list(numbers))])
     return tuple(_batch(row) for row in table.to_pylist())
