@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -175,6 +176,49 @@ def test_one_of_many_gets_it(lock: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got) == ["in", *["refused"] * 7]
+
+
+@pytest.fixture
+def linkless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse links as exFAT does, which we can't mount here."""
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("linkless")
+def test_where_files_cannot_be_linked(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_EVERY", 0.1)
+    elsewhere(lock, 3)
+    told: list[str] = []
+    with alone(lock, announce=told.append, dead_after=0.3):
+        assert "taking over" in told[-1]
+        wait_for(lambda: "000000000002" in lock.read_text(), 10)
+    assert not list(lock.parent.iterdir())
+    with held_elsewhere(lock):
+        with pytest.raises(SettingsError, match="another shoal"), alone(lock, announce=pytest.fail):
+            pass
+        assert lock.exists()
+
+
+@pytest.mark.usefixtures("linkless")
+def test_one_of_many_gets_it_where_files_cannot_be_linked(lock: Path) -> None:
+    test_one_of_many_gets_it(lock)
+
+
+def test_a_link_whose_answer_was_lost_is_ours(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def lose_the_answer(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # what NFS's client does then
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    with alone(lock, announce=pytest.fail):
+        assert lock.exists()
+    assert not list(lock.parent.iterdir())
 
 
 def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
