@@ -35,7 +35,7 @@ from tasks.core.result import MergedRun
 from tasks.core.watching import parse_duration
 from tasks.engines.catalogue import list_models
 from tasks.engines.registry import slots_of
-from tasks.formats.planfile import read_plan
+from tasks.formats.planfile import plan_digest, read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
 from tasks.formats.resort import Choice, choose, read_choice
 from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
@@ -698,11 +698,9 @@ def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     if settings.strict:
         refuse_flaws(launched.plan)
     display.refusals(launched.plan)
-    workspace = Workspace(settings.out)
-    if launched.left or not workspace.merged.exists():
+    if launched.left:
         return None
-    merged = merged_before(workspace)
-    return merged if merged and merged.reads == len(launched.reads.read_ids) else None
+    return merged_before(Workspace(settings.out), plan_digest(launched.plan, launched.reads))
 
 
 def _verdict(merged: MergedRun) -> int:

@@ -15,9 +15,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
-from infra.processes import end, tied_to_parent
+from infra.processes import began, end, tied_to_parent
 from tasks.core.dorado import address_of, started_on
 from tasks.formats.workspace import read_json, write_json
 
@@ -43,7 +41,6 @@ def keep(folder: Path, generation: int, command: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     threading.Thread(target=_until_nobody, args=(folder,), daemon=True).start()
-    me = psutil.Process()
     ready = False
     try:
         assert server.stdout is not None
@@ -57,8 +54,8 @@ def keep(folder: Path, generation: int, command: list[str]) -> int:
                     {
                         "address": address_of(port),
                         "generation": generation,
-                        "keeper": me.pid,
-                        "keeper_since": me.create_time(),
+                        "keeper": os.getpid(),
+                        "keeper_since": began(os.getpid()),
                         "server": server.pid,
                     },
                 )

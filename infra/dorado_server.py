@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from infra.processes import end
+from infra.processes import end, is_same
 from infra.site import DoradoSite
 from tasks.core.dorado import address_of, devices_of
 from tasks.core.errors import EngineError
@@ -264,11 +264,10 @@ def _keeper(state: dict[str, Any]) -> psutil.Process | None:
     try:
         keeper = psutil.Process(state["keeper"])
         server = psutil.Process(state["server"])
-        same = abs(keeper.create_time() - state["keeper_since"]) < 1
         alive = psutil.STATUS_ZOMBIE not in (keeper.status(), server.status())
     except psutil.NoSuchProcess:
         return None
-    return keeper if same and alive else None
+    return keeper if alive and is_same(keeper.pid, state["keeper_since"]) else None
 
 
 def _end_keeper(state: dict[str, Any]) -> None:

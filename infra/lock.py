@@ -1,10 +1,10 @@
 """One controller per run folder: a lock that its holder renews, and that the next one takes over when it is dead.
 
 A lock of the operating system would do on one machine; on network file systems it may be missing, local to a node, or
-outlive its holder. So the lock is a file, made by a hard link, which is atomic everywhere. Its holder writes a
-count into it every few seconds, through the descriptor it made it with, so that a lock which was taken away is never
-renewed by mistake. Whoever finds a lock looks whether its process lives, where that can be seen, and else whether the
-count moves; no clocks are compared.
+outlive its holder. So the lock is a file, made by a hard link, which is atomic wherever there are links, and else by
+creating it where there is none. Its holder writes a count into it every few seconds, through the descriptor it made it
+with, so that a lock which was taken away is never renewed by mistake. Whoever finds a lock looks whether its process
+lives, where that can be seen, and else whether the count moves; no clocks are compared.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from infra.processes import Began, began, is_same
 from tasks.core.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,8 @@ class _Holder:
     token: str
     host: str
     process: int
-    #: When the process began, seconds since the epoch: another one may have its number now.
-    began: float
+    #: When the process began: another one may have its number now.
+    began: Began
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host.split('/')[0]}"
@@ -63,26 +62,27 @@ def alone(lock: Path, *, announce: Callable[[str], None], dead_after: float = DE
     if lock in _ours:
         yield
         return
-    me = _Holder(token=uuid.uuid4().hex, host=_host(), process=os.getpid(), began=_began(os.getpid()))
+    me = _Holder(token=uuid.uuid4().hex, host=_host(), process=os.getpid(), began=began(os.getpid()) or 0.0)
     mine = lock.with_name(f".{lock.name}.{me.token}")
     with mine.open("wb", buffering=0) as file:
         file.write(_text(me, 0))
         os.fsync(file.fileno())
-        try:
-            _take(lock, mine, me, announce, dead_after)
-        finally:
-            mine.unlink()
-        stop = threading.Event()
-        renewing = threading.Thread(target=_renew, args=(lock, me, file.fileno(), stop), name="renew-lock", daemon=True)
-        renewing.start()
-        _ours.add(lock)
-        try:
-            yield
-        finally:
-            _ours.discard(lock)
-            stop.set()
-            renewing.join()
-            _give_up(lock, me)
+    try:
+        descriptor = _take(lock, mine, me, announce, dead_after)
+    finally:
+        mine.unlink()
+    stop = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(lock, me, descriptor, stop), name="renew-lock", daemon=True)
+    renewing.start()
+    _ours.add(lock)
+    try:
+        yield
+    finally:
+        _ours.discard(lock)
+        stop.set()
+        renewing.join()
+        _give_up(lock, me)
+        os.close(descriptor)
 
 
 def held(lock: Path) -> bool:
@@ -90,16 +90,15 @@ def held(lock: Path) -> bool:
     return lock.absolute() in _ours or (_read(lock) is not None and _alive(lock, logger.info, DEAD_AFTER))
 
 
-def _take(lock: Path, mine: Path, me: _Holder, announce: Callable[[str], None], dead_after: float) -> None:
-    """Make the file `mine` the lock, once there is none, or none but a dead holder's.
+def _take(lock: Path, mine: Path, me: _Holder, announce: Callable[[str], None], dead_after: float) -> int:
+    """Make the lock, of the file `mine`, once there is none, or none but a dead holder's; return its descriptor.
 
     Several may find the same holder dead at once. Its lock is removed by whoever holds a lock on doing so, taken in the
     same way: looking and removing are two steps, between which the lock could have become another's.
     """
     while True:
         with suppress(FileExistsError):
-            os.link(mine, lock)
-            return
+            return _make(lock, mine, me)
         found = _read(lock)
         if found is None:
             continue  # it was given up since
@@ -109,13 +108,39 @@ def _take(lock: Path, mine: Path, me: _Holder, announce: Callable[[str], None], 
                 f"another shoal works on {lock.parent.parent} ({holder}); wait for it, or choose another folder"
             )
         removal = lock.with_name(f".{lock.name.lstrip('.')}.{holder.token}")
-        _take(removal, mine, me, announce, dead_after)
+        os.close(_take(removal, mine, me, announce, dead_after))
         try:
             if _holds(lock, holder):
                 announce(f"{holder} held this run and is dead; taking over")
                 lock.unlink()
         finally:
             _give_up(removal, me)
+
+
+def _make(lock: Path, mine: Path, me: _Holder) -> int:
+    """Make the lock where there is none; return a descriptor to renew it through.
+
+    Raises:
+        FileExistsError: it is somebody's.
+    """
+    try:
+        os.link(mine, lock)
+    except FileExistsError:
+        if not _holds(lock, me):  # where it is ours, the answer to our link was lost, and NFS asked again
+            raise
+    except OSError:
+        # No links here, as on exFAT and some SMB and FUSE mounts. Until it is written, others find a lock that says
+        # nothing, and wait whether it is renewed.
+        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            os.write(descriptor, _text(me, 0))
+            os.fsync(descriptor)
+        except OSError:
+            lock.unlink()
+            os.close(descriptor)
+            raise
+        return descriptor
+    return os.open(mine, os.O_WRONLY)
 
 
 def _holds(lock: Path, holder: _Holder) -> bool:
@@ -134,8 +159,8 @@ def _alive(lock: Path, announce: Callable[[str], None], dead_after: float) -> bo
     if first is None:
         return False
     holder = first[0]
-    if holder.host == _host():
-        return abs(_began(holder.process) - holder.began) < 1.0
+    if holder.host == _host() and (same := is_same(holder.process, holder.began)) is not None:
+        return same
     announce(f"{holder} holds this run; looking for {dead_after:.0f} s whether it is alive …")
     deadline = time.monotonic() + dead_after
     pause = threading.Event()
@@ -171,12 +196,12 @@ def _text(holder: _Holder, count: int) -> bytes:
 
 def _read(lock: Path) -> tuple[_Holder, str] | None:
     try:
-        token, host, process, began, count = json.loads(lock.read_text("utf-8"))
+        token, host, process, since, count = json.loads(lock.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):  # of an older version, or damaged: nobody renews it
         return _Holder(token="", host="", process=0, began=0.0), ""
-    return _Holder(token=token, host=host, process=process, began=began), count
+    return _Holder(token=token, host=host, process=process, began=since), count
 
 
 def _host() -> str:
@@ -186,12 +211,3 @@ def _host() -> str:
     except OSError:
         place = ""
     return f"{os.uname().nodename}/{place}"
-
-
-def _began(process: int) -> float:
-    """Return when a process began; -1 for one that has ended, also where its parent does not know that yet."""
-    try:
-        found = psutil.Process(process)
-        return -1.0 if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
-    except psutil.Error:
-        return -1.0

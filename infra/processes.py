@@ -10,9 +10,50 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
+
+import psutil
 
 #: prctl's option: the signal a process gets when the thread that made it is gone (Linux).
 _PR_SET_PDEATHSIG = 1
+
+#: When a process began: on Linux the boot and the kernel's ticks since, which no step of the clock moves; elsewhere,
+#: and in what older versions wrote, seconds since the epoch.
+Began: TypeAlias = str | float
+
+
+def began(process: int) -> Began | None:
+    """Return when a process began; None for one that has ended, also where its parent does not know that yet."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return _created(process)
+    try:
+        # Fields 3 and on of proc(5)'s stat; the second, the program's name, may hold blanks and parentheses.
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else f"{boot}/{fields[19].decode()}"
+
+
+def is_same(process: int, since: Began) -> bool | None:
+    """Tell whether a process is the one that began then; None: one with its number lives, and it can't be told."""
+    try:
+        now = began(process)
+    except PermissionError:  # another user's, where /proc shows only our own (hidepid)
+        return None
+    if now is None or isinstance(since, str):
+        return now == since
+    created = _created(process)
+    return True if created is not None and abs(created - since) < 1.0 else None
+
+
+def _created(process: int) -> float | None:
+    try:
+        found = psutil.Process(process)
+        return None if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
+    except psutil.Error:
+        return None
 
 
 def tied_to_parent() -> Callable[[], None]:

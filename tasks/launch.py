@@ -23,6 +23,7 @@ from tasks.engines.registry import check_run, samples_per_second
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
+from tasks.formats.tree import refuse_foreign
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.settings import RunSettings, decisive
 
@@ -50,13 +51,14 @@ class Launched:
 
 
 def launch(settings: RunSettings) -> Launched:
-    """Plan a run folder, or go on from the plan it has, and write the plan down.
+    """Plan a run folder, or go on from the plan it has, and write the plan down. Only for the flow that owns it.
 
     Raises:
-        SettingsError: there is nothing to call; the folder holds a run with other settings; with `strict`, any of the
-            input can't be used.
+        SettingsError: there is nothing to call; the folder holds a run with other settings, or calls that are not
+            ours; with `strict`, any of the input can't be used.
     """
     workspace = Workspace(settings.out)
+    remove_unfinished(workspace)
     launched = plan_input(settings)
     if settings.strict:
         refuse_flaws(launched.plan)
@@ -68,12 +70,11 @@ def launch(settings: RunSettings) -> Launched:
 
 
 def plan_input(settings: RunSettings) -> Launched:
-    """Work out the plan and write nothing."""
+    """Work out the plan and change nothing, for a flow may be launching there just now."""
     workspace = Workspace(settings.out)
     _refuse_other_settings(workspace, settings)
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
-    remove_unfinished(workspace)
     if has_plan(workspace):
         plan, reads = extend_plan(
             read_plan(workspace),
@@ -87,6 +88,7 @@ def plan_input(settings: RunSettings) -> Launched:
         plan, reads = make_plan(found, batch_samples=settings.batch_samples)
     if not plan.files:
         raise SettingsError(f"no POD5 files (*.pod5) in {', '.join(map(str, settings.input))}")
+    refuse_foreign(workspace, plan)
     return Launched(plan=plan, reads=reads, committed=committed)
 
 

@@ -7,6 +7,7 @@ batch. Merging again, with other choices of files or columns, replaces what an e
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -23,11 +24,18 @@ from tasks.core.plan import Plan, PlannedReads
 from tasks.core.result import MergedRun
 from tasks.engines.registry import identify
 from tasks.formats.commit import FATES, committed_ids, read_manifest
-from tasks.formats.planfile import input_file_table, iterate_reads, read_id_bytes, read_id_text, read_plan
+from tasks.formats.planfile import (
+    input_file_table,
+    iterate_reads,
+    read_id_bytes,
+    read_id_text,
+    read_plan,
+    read_plan_digest,
+)
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.resort import read_choice, sorted_batches
-from tasks.formats.tree import Tree, earlier_files
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+from tasks.formats.tree import Tree, names_written, refuse_foreign
+from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
 from tasks.settings import RunSettings
@@ -54,6 +62,7 @@ def merge(settings: RunSettings) -> MergedRun:
 
     Raises:
         LedgerError: reads are missing or doubled; names them. Nothing is written then.
+        SettingsError: the folder has calls that are not ours since it was launched. Nothing is written then.
     """
     workspace = Workspace(settings.out)
     identity = identify(settings.engine)
@@ -65,16 +74,25 @@ def merge(settings: RunSettings) -> MergedRun:
             f"{sum(batch.reads for batch in left)} reads in {len(left)} of {len(plan.batches)} batches are not called "
             f"yet, e.g. of {left[0].slices[0].file} (batch {left[0].batch_id}); the same `shoal run` goes on"
         )
+    refuse_foreign(workspace, plan)
+    earlier = names_written(workspace)
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
     identity = _called_by(manifests) or identity
     workspace.merged.unlink(missing_ok=True)  # from here on the result is not whole, until it is written again
     fates = write_ledger(workspace, plan, manifests)
-    _remove_earlier(workspace)
     choice = read_choice(workspace)
     batches = sorted_batches(workspace, plan, manifests, choice)
     tree = Tree(workspace.out, plan, batches, settings.output, marker="null" if identity.engine == "null" else "")
+    # On disk before any of them is made or removed: what a crash leaves in the tree is then known to be ours.
+    write_json(workspace.written, sorted({*earlier, *tree.names}))
+    fsync_folder(workspace.state)
+    _remove(workspace, earlier)
     tree.write()
-    input_file_table(plan.files, workspace.input_files)
+    write_json(workspace.written, sorted(tree.names))
+    files = workspace.input_files.with_name(".input_files.parquet.new")
+    input_file_table(plan.files, files)
+    fsync_file(files)
+    files.replace(workspace.input_files)
     metrics: dict[str, StageFigures] = {}
     for manifest in manifests:
         add_up(metrics, manifest["metrics"])
@@ -104,15 +122,20 @@ def merge(settings: RunSettings) -> MergedRun:
             "metrics": metrics,
         },
     )
-    write_json(workspace.merged, {"result": asdict(merged), "written": tree.written, "plan": len(plan.batches)})
+    fsync_folder(workspace.out)
+    write_json(workspace.merged, {"result": asdict(merged), "plan": read_plan_digest(workspace)})
     fsync_folder(workspace.state)
     return merged
 
 
-def merged_before(workspace: Workspace) -> MergedRun | None:
-    """Return what the last merge made, when it is of all batches that the plan has now; else None."""
+def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun | None:
+    """Return what the last merge made, when it is of the plan as it is now; else None.
+
+    Args:
+        digest: Of another plan, which the result may be of; none: of the one in the run folder.
+    """
     merged = read_json(workspace.merged)
-    if merged is None or merged["plan"] != len(read_plan(workspace).batches):
+    if merged is None or merged["plan"] != (digest or read_plan_digest(workspace)):
         return None
     return MergedRun(**{**merged["result"], "folders": tuple(merged["result"]["folders"])})
 
@@ -150,6 +173,7 @@ def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any
         raise LedgerError(
             f"the ledger does not hold: {proof.planned} reads planned, {proof.recorded} recorded; {'; '.join(named)}"
         )
+    fsync_file(target)
     target.replace(workspace.ledger)
     return fates
 
@@ -271,10 +295,12 @@ def _called_by(manifests: list[dict[str, Any]]) -> EngineIdentity | None:
     return EngineIdentity(**{**values, "modified_base_models": tuple(values["modified_base_models"])})
 
 
-def _remove_earlier(workspace: Workspace) -> None:
-    """Remove the FASTQ files and tables of an earlier merge, so that none stands beside this one's."""
-    for path in earlier_files(workspace.out, read_plan(workspace)):
+def _remove(workspace: Workspace, names: Iterable[str]) -> None:
+    """Remove what an earlier merge made, or was about to, so that none of it stands beside this one's; only that."""
+    for path in (workspace.out / name for name in names):
         path.unlink(missing_ok=True)
+        if path.suffix in (".sam", ".cram"):  # what it was being converted from
+            path.with_name(f".{path.name}.bam").unlink(missing_ok=True)
         for folder in (path.parent, path.parent.parent):  # of a barcode, of a verdict
             if folder.name.endswith(("_pass", "_fail")) or folder.parent.name.endswith(("_pass", "_fail")):
                 with suppress(OSError):

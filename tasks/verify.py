@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,23 @@ def _check_ledger(
     workspace: Workspace, report: VerifyReport
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]:
     """Compare the ledger with the plan; return the ids of called reads and how many products each has."""
-    ledger = pq.read_table(workspace.ledger, columns=["read_id", "fate", "reason", "products"])
+    try:
+        ledger = pq.read_table(workspace.ledger, columns=["read_id", "fate", "reason", "products"])
+        recorded = _ids(map(_packed, ledger.column("read_id").to_pylist()))
+        if len(recorded) != ledger.num_rows:
+            raise ValueError(f"{ledger.num_rows - len(recorded)} of its read ids are none")
+    except (OSError, ValueError) as error:  # pyarrow's own are of these
+        report.faults.append(f"{workspace.ledger} can't be read: {error}")
+        return np.empty((0, 16), np.uint8), np.empty(0, np.int32)
     report.reads = ledger.num_rows
-    recorded = _ids(ledger.column("read_id").to_pylist())
     if has_plan(workspace):
-        planned = np.concatenate([np.empty((0, 16), np.uint8), *(reads.read_ids for reads in iterate_reads(workspace))])
-        _compare("plan and ledger", planned, recorded, report)
+        nothing = np.empty((0, 16), np.uint8)
+        try:
+            planned = np.concatenate([nothing, *(reads.read_ids for reads in iterate_reads(workspace))])
+        except (OSError, ValueError) as error:
+            report.faults.append(f"{workspace.plan} can't be read: {error}")
+        else:
+            _compare("plan and ledger", planned, recorded, report)
     fates = ledger.column("fate").to_pylist()
     products = ledger.column("products").to_numpy()
     for i, (fate, reason) in enumerate(zip(fates, ledger.column("reason").to_pylist(), strict=True)):
@@ -128,17 +139,25 @@ def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8
             report.faults.append(f"{what}: {len(ids)} reads {kind}, e.g. {format_read_id(ids[0].tobytes())}")
 
 
-def _calls(kind: Kind, path: Path, report: VerifyReport) -> Iterator[str]:
-    """Yield the ids of a file of calls; what can't be read is a fault."""
+def _calls(kind: Kind, path: Path, report: VerifyReport) -> Iterator[bytes]:
+    """Yield the ids of a file of calls, packed; what can't be read is a fault."""
+    if kind == "fastq":
+        ids = _fastq_ids(path, report)
+    elif kind == "bam":
+        ids = (record.read_id for record in iterate_bam(path) if record.primary)
+    else:
+        ids = alignment_ids(path)
     try:
-        if kind == "fastq":
-            yield from _fastq_ids(path, report)
-        elif kind == "bam":
-            yield from (record.read_id for record in iterate_bam(path) if record.primary)
-        else:
-            yield from alignment_ids(path)
+        for read_id in ids:
+            packed = _packed(read_id)
+            if not packed:
+                report.faults.append(f"{path}: {read_id!r} is no read id")
+                return
+            yield packed
     except InputError as error:
         report.faults.append(str(error))
+    except UnicodeDecodeError as error:
+        report.faults.append(f"{path}: a read id is no text: {error}")
 
 
 def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
@@ -147,7 +166,13 @@ def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
         with igzip.open(path, "rb") as file:  # type: ignore[no-untyped-call]
             for number, header in enumerate(file):
                 sequence, plus, quality = file.readline(), file.readline(), file.readline()
-                if header[:1] != b"@" or plus != b"+\n" or len(sequence) != len(quality) or len(sequence) < 2:
+                if (
+                    header[:1] != b"@"
+                    or plus != b"+\n"
+                    or len(sequence) != len(quality)
+                    or len(sequence) < 2
+                    or not header[1:2].strip()
+                ):
                     report.faults.append(f"{path}: record {number} is malformed")
                     return
                 yield header[1:].split(None, 1)[0].decode()
@@ -155,8 +180,17 @@ def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
         report.faults.append(f"{path}: can't be decompressed: {error}")
 
 
-def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[str]:
-    """Yield the ids of a summary, gather those of the parents, and check its values."""
+def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[bytes]:
+    """Yield the ids of a summary, packed, gather those of the parents, and check its values."""
+    try:
+        yield from _summary_rows(path, report, parents)
+    except InputError as error:
+        report.faults.append(str(error))
+    except (OSError, UnicodeDecodeError) as error:
+        report.faults.append(f"{path} can't be read: {error}")
+
+
+def _summary_rows(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[bytes]:
     for violation in validate_summary(path):
         report.faults.append(f"{path}: {violation}")
         if len(report.faults) > ENOUGH:
@@ -169,26 +203,50 @@ def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterat
         for line in file:
             report.values += len(header)
             values = line.rstrip("\n").split("\t")
-            parents += bytes.fromhex(values[parent].replace("-", ""))
-            yield values[column]
+            if len(values) != len(header):
+                continue  # a cut line, which is a fault already
+            of, read_id = _packed(values[parent]), _packed(values[column])
+            if of and read_id:
+                parents += of
+                yield read_id
 
 
 def _hashed(table: Path, report: VerifyReport) -> Iterator[Path]:
     """Check the files that a table of checksums names, and yield them."""
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = {table.parent / row["file_path"]: row["file_hash"] for row in csv.DictReader(file)}
+    rows = {}
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows[table.parent / row["file_path"]] = row["file_hash"]
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, csv.Error) as error:  # of a cut table, too
+        report.faults.append(f"{table} can't be read after {len(rows)} rows: {error!r}")
     for path, expected in rows.items():
         yield path
         report.files += 1
-        if not path.exists():
+        if not path.is_file():
             report.faults.append(f"{path} is named in {table.name} and is not there")
-        elif sha256(path) != expected:
+            continue
+        try:
+            found = sha256(path)
+        except OSError as error:
+            report.faults.append(f"{path} can't be read: {error}")
+            continue
+        if found != expected:
             report.faults.append(f"{path} is not the file that was written: its sha256 differs")
 
 
-def _ids(texts: object) -> npt.NDArray[np.uint8]:
-    """Pack ids: uint8, shape (n, 16)."""
-    packed = bytearray()
-    for text in texts:  # type: ignore[attr-defined]
-        packed += bytes.fromhex(text.replace("-", ""))
-    return np.frombuffer(bytes(packed), np.uint8).reshape(-1, 16)
+def _packed(text: str) -> bytes:
+    """Return a read id's 16 bytes; none of what is no read id."""
+    try:
+        packed = bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return b""
+    return packed if len(packed) == 16 else b""
+
+
+def _ids(packed: Iterable[bytes]) -> npt.NDArray[np.uint8]:
+    """Gather packed ids: uint8, shape (n, 16)."""
+    gathered = bytearray()
+    for read_id in packed:
+        gathered += read_id
+    return np.frombuffer(bytes(gathered), np.uint8).reshape(-1, 16)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import SupersededError
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
 
 #: Name of the file in a committed batch's folder that tells what is in it.
 MANIFEST = "batch.json"
@@ -43,11 +43,7 @@ def commit(workspace: Workspace, batch_id: str, folder: Path, manifest: dict[str
     """
     write_json(folder / MANIFEST, manifest)
     for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_file(file)
     fsync_folder(folder)
     final = workspace.committed / batch_id
     try:

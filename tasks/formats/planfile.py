@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 from tasks.core.batches import Batch, Slice
 from tasks.core.plan import Plan, PlannedFile, PlannedReads, PlannedRun
 from tasks.core.reads import RunInfo
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
 
 
 def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
@@ -27,6 +29,7 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     write_json(new / "runs.json", [_run_json(run) for run in plan.runs])
+    write_json(new / "digest.json", plan_digest(plan, reads))
     input_file_table(plan.files, new / "files.parquet")
     pq.write_table(
         pa.Table.from_pylist([asdict(batch) for batch in plan.batches], BATCHES),
@@ -48,8 +51,7 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
         row_group_size=1 << 17,
     )
     for file in new.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        fsync_file(file)
     fsync_folder(new)
     old = workspace.state / f"plan.{os.getpid()}.old"
     if workspace.plan.exists():
@@ -59,28 +61,56 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _folder(workspace: Workspace) -> Path:
+    """Return where the plan lies: for a moment, or after a crash in `write_plan`, that is aside."""
+    if not workspace.plan.exists():
+        for old in workspace.state.glob("plan.*.old"):
+            return old
+    return workspace.plan
+
+
 def has_plan(workspace: Workspace) -> bool:
     """Tell whether the run folder has a plan."""
-    return (workspace.plan / "reads.parquet").exists()
+    return (_folder(workspace) / "reads.parquet").exists()
 
 
 def read_plan(workspace: Workspace) -> Plan:
     """Read runs, files and batches; the reads come from `read_planned_reads` or `iterate_reads`."""
+    folder = _folder(workspace)
     return Plan(
-        runs=tuple(_run_from_json(run) for run in read_json(workspace.plan / "runs.json")),
-        files=tuple(PlannedFile(**row) for row in pq.read_table(workspace.plan / "files.parquet").to_pylist()),
-        batches=tuple(_batch(row) for row in pq.read_table(workspace.plan / "batches.parquet").to_pylist()),
+        runs=tuple(_run_from_json(run) for run in read_json(folder / "runs.json")),
+        files=tuple(PlannedFile(**row) for row in pq.read_table(folder / "files.parquet").to_pylist()),
+        batches=tuple(_batch(row) for row in pq.read_table(folder / "batches.parquet").to_pylist()),
     )
+
+
+def plan_digest(plan: Plan, reads: PlannedReads) -> str:
+    """Return sha256 over what a result is a result of: the reads, and every file of the input with what became of it.
+
+    The order of the files is left out: it is that in which they were named.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(reads.read_ids).data)
+    files = sorted((file.path, file.size, file.reason) for file in plan.files)
+    digest.update(json.dumps(files).encode())
+    return digest.hexdigest()
+
+
+def read_plan_digest(workspace: Workspace) -> str:
+    """Return the digest of a run folder's plan; it was made with the plan, for reading all reads takes seconds."""
+    stored = read_json(_folder(workspace) / "digest.json")
+    if stored is None:  # planned by an older version
+        return plan_digest(read_plan(workspace), read_planned_reads(workspace))
+    return str(stored)
 
 
 def read_planned_reads(workspace: Workspace) -> PlannedReads:
     """Read all planned reads: about 40 bytes each."""
-    return _planned_reads(pq.read_table(workspace.plan / "reads.parquet"))
+    return _planned_reads(pq.read_table(_folder(workspace) / "reads.parquet"))
 
 
 def iterate_reads(workspace: Workspace) -> Iterator[PlannedReads]:
     """Stream the planned reads in input order, some hundred thousand at a time."""
-    with pq.ParquetFile(workspace.plan / "reads.parquet") as file:
+    with pq.ParquetFile(_folder(workspace) / "reads.parquet") as file:
         for group in range(file.num_row_groups):
             yield _planned_reads(file.read_row_group(group))
 
@@ -174,7 +204,10 @@ def read_reads_of(workspace: Workspace, numbers: tuple[int, ...]) -> PlannedRead
 
 
 def remove_unfinished(workspace: Workspace) -> None:
-    """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes."""
+    """Put right what a crash in `write_plan` left: an old plan moved aside comes back, half a new one goes.
+
+    Only for the one flow that owns the run folder: what looks left over may be another's that is writing.
+    """
     for old in workspace.state.glob("plan.*.old"):
         if workspace.plan.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -191,5 +224,5 @@ def input_file_table(files: tuple[PlannedFile, ...], target: Path) -> None:
 
 def read_batches(workspace: Workspace, numbers: tuple[int, ...]) -> tuple[Batch, ...]:
     """Read some batches of the plan, by their numbers."""
-    table = pq.read_table(workspace.plan / "batches.parquet", filters=[("number", "in", list(numbers))])
+    table = pq.read_table(_folder(workspace) / "batches.parquet", filters=[("number", "in", list(numbers))])
     return tuple(_batch(row) for row in table.to_pylist())

@@ -27,7 +27,7 @@ from tasks.formats.layout import path_part
 from tasks.formats.outputs import CallFile, Place, Staged, summary_part
 from tasks.formats.samplesheet import SampleSheet
 from tasks.formats.tree import SortedBatch
-from tasks.formats.workspace import Workspace, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
 
 #: Calls that are compressed at once.
 TOGETHER = 64
@@ -81,6 +81,8 @@ def sorted_batches(
                 told = _sort(folder, manifest, sorted_folder, choice, [run.info for run in plan.runs])
             folder, manifest = sorted_folder, {**manifest, **told}
         batches.append(SortedBatch(folder, manifest))
+    if choice is not None:
+        fsync_folder(workspace.sorted)
     return batches
 
 
@@ -111,7 +113,9 @@ def _sort(
             sorter: _Sorter = _Fastq() if kind == "fastq" else _Bam(next(iter(old.values())))
             files |= _resort(sorter, new, number, old, before, after)
     told = {"files": files, "groups": manifest["groups"]}
-    write_json(new / MANIFEST, told)
+    write_json(new / MANIFEST, told, durable=False)
+    for file in new.iterdir():  # on disk before it has the name by which it is taken for whole
+        fsync_file(file)
     fsync_folder(new)
     new.rename(target)
     return told

@@ -6,6 +6,7 @@ SummaryFileWriter (`dorado-1.4`, whose times are float32 and whose numbers have 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -394,6 +395,8 @@ def write_joined(
                 quote_style="never",
                 null_value=null_value,
             )
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -81,6 +82,11 @@ class Workspace:
         return self.state / "merged.json"
 
     @property
+    def written(self) -> Path:
+        """Names of the tree's files that are ours, written before they are made; see names_written."""
+        return self.state / "written.json"
+
+    @property
     def ledger(self) -> Path:
         return self.out / "ledger.parquet"
 
@@ -140,6 +146,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # NFS: another node replaced or removed it while we read
+            return None
+        raise
+
+
+def fsync_file(file: Path) -> None:
+    """Make what was written into a file survive a crash of the machine, also where another library has written it."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra import lock as module
 from infra.lock import alone
+from infra.processes import began
 from tasks.core.errors import SettingsError
 from tests.slurm import wait_for
 
@@ -105,10 +108,41 @@ def test_a_holder_on_another_machine_that_renews_is_alive(lock: Path) -> None:
 
 
 def test_another_process_with_the_number_of_the_dead_one_is_no_holder(lock: Path) -> None:
-    lock.write_text(json.dumps(["token", module._host(), os.getpid(), 1.0, "000000000003"]))
+    boot, _, ticks = str(began(os.getpid())).partition("/")
+    here(lock, f"{boot}/{int(ticks) - 1}")
     told: list[str] = []
     with alone(lock, announce=told.append):
         assert "taking over" in told[0]
+
+
+def here(lock: Path, since: str | float, count: int = 3) -> None:
+    """Write a lock as a holder on this machine does, that has our number and began then."""
+    lock.write_text(json.dumps(["token", module._host(), os.getpid(), since, f"{count:012d}"]))
+
+
+def test_a_step_of_the_clock_makes_nobody_dead(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = psutil.Process.create_time
+    with held_elsewhere(lock) as holder:
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: created(self) + 3600)
+        with pytest.raises(SettingsError, match=f"process {holder.pid}"), alone(lock, announce=pytest.fail):
+            pass
+        assert lock.exists()
+
+
+def test_the_lock_of_an_older_version_is_no_dead_ones_when_the_clock_has_stepped(lock: Path) -> None:
+    """It tells the time of day at which its holder began; whether that renews it is then looked at."""
+    here(lock, psutil.Process().create_time())
+    with pytest.raises(SettingsError, match="another shoal works"), alone(lock, announce=pytest.fail):
+        pass
+    here(lock, 1.0)
+    renewal = threading.Timer(0.3, here, (lock, 1.0, 4))
+    renewal.start()
+    with pytest.raises(SettingsError, match="another shoal works"), alone(lock, announce=said().append, dead_after=5):
+        pass
+    renewal.join()
+    told: list[str] = []
+    with alone(lock, announce=told.append, dead_after=0.3):
+        assert "taking over" in told[1]
 
 
 @pytest.mark.parametrize("text", ["", "process 1 on node7\n", "[1, 2]"])
@@ -123,11 +157,11 @@ def test_one_of_many_gets_it(lock: Path) -> None:
     elsewhere(lock, 3)
     got: list[str] = []
     inside = threading.Semaphore(1)
-    began = threading.Barrier(8)
+    ready = threading.Barrier(8)
 
     def contend() -> None:
         try:
-            began.wait()  # one that came when another of this process has it would be let in
+            ready.wait()  # one that came when another of this process has it would be let in
             with alone(lock, announce=said().append, dead_after=1.0):
                 assert inside.acquire(blocking=False)
                 got.append("in")
@@ -142,6 +176,49 @@ def test_one_of_many_gets_it(lock: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got) == ["in", *["refused"] * 7]
+
+
+@pytest.fixture
+def linkless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse links as exFAT does, which we can't mount here."""
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("linkless")
+def test_where_files_cannot_be_linked(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_EVERY", 0.1)
+    elsewhere(lock, 3)
+    told: list[str] = []
+    with alone(lock, announce=told.append, dead_after=0.3):
+        assert "taking over" in told[-1]
+        wait_for(lambda: "000000000002" in lock.read_text(), 10)
+    assert not list(lock.parent.iterdir())
+    with held_elsewhere(lock):
+        with pytest.raises(SettingsError, match="another shoal"), alone(lock, announce=pytest.fail):
+            pass
+        assert lock.exists()
+
+
+@pytest.mark.usefixtures("linkless")
+def test_one_of_many_gets_it_where_files_cannot_be_linked(lock: Path) -> None:
+    test_one_of_many_gets_it(lock)
+
+
+def test_a_link_whose_answer_was_lost_is_ours(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def lose_the_answer(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # what NFS's client does then
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    with alone(lock, announce=pytest.fail):
+        assert lock.exists()
+    assert not list(lock.parent.iterdir())
 
 
 def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:

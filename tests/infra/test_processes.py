@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.processes import end, spawn
+from infra.processes import began, end, is_same, spawn
 
 #: Starts a child that sleeps, tells its process id, and waits.
 PARENT = """
@@ -115,3 +115,23 @@ def test_end_leaves_nobody_of_the_group(tmp_path: Path) -> None:
     finally:
         if psutil.pid_exists(child):
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_process_is_known_by_when_it_began(tmp_path: Path) -> None:
+    """Its name tries to break the reading of stat; once it has ended, it is nobody, also as a zombie."""
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to(sys.executable)
+    with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        time.sleep(0.05)
+        since = began(child.pid)
+        assert since is not None
+        assert since == began(child.pid)
+        assert is_same(child.pid, since) is True
+        assert is_same(os.getpid(), since) is False
+        assert is_same(child.pid, psutil.Process(child.pid).create_time()) is True
+        assert is_same(child.pid, 1.0) is None
+        child.kill()
+        assert gone(child.pid)
+        assert began(child.pid) is None
+        assert is_same(child.pid, since) is False
+    assert is_same(child.pid, since) is False
