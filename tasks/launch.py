@@ -19,7 +19,7 @@ from tasks.core.batches import Batch, Bundle, bundle, calling_seconds
 from tasks.core.errors import ChemistryError, InputError, SettingsError
 from tasks.core.plan import Found, FoundFile, Plan, PlannedReads, extend_plan, make_plan
 from tasks.core.reads import RunInfo
-from tasks.engines.registry import check_run, samples_per_second
+from tasks.engines.registry import check_run, identify, samples_per_second
 from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
@@ -73,6 +73,7 @@ def plan_input(settings: RunSettings) -> Launched:
     """Work out the plan and change nothing, for a flow may be launching there just now."""
     workspace = Workspace(settings.out)
     _refuse_other_settings(workspace, settings)
+    identify(settings.engine)  # refuses a model or package that is not there, whatever is in the input
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
     if has_plan(workspace):
