@@ -176,9 +176,9 @@ def read_rows(path: str, start: int, stop: int, position: int = 0) -> Iterator[R
         base = held = 0
         for b in range(reads.num_record_batches):
             batch = reads.get_batch(b)
-            batch.validate(full=True)
             lo, hi = max(start - base, 0), min(stop - base, batch.num_rows)
             if lo < hi:
+                batch.validate(full=True)
                 for read in _batch_reads(path, batch.slice(lo, hi - lo), base + lo, position, runs, signal):
                     position += 1
                     held += read.num_samples if isinstance(read, Read) else 0
@@ -271,6 +271,8 @@ def _batch_reads(
         read_id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
         try:
             samples = signal.read(signal_rows[lo:hi], length)
+        except MemoryError:  # the machine's fault, not the read's
+            raise
         except Exception as error:  # Arrow, numpy and the library raise whatever the damaged bytes come to
             yield Unreadable(
                 read_id=read_id,
@@ -320,8 +322,9 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
     except InputError:
         raise
     except Exception as error:  # Arrow and numpy raise whatever the damaged bytes come to; also OSError, of no number
-        if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(str(path), "unreadable", f"can't be read: {error.strerror}") from error
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            cause = getattr(error, "strerror", "") or str(error) or "out of memory"
+            raise InputError(str(path), "unreadable", f"can't be read: {cause}") from error
         cause = f"{type(error).__name__}: {error}"
         raise InputError(str(path), "corrupt", f"its tables are damaged ({cause}); `pod5 recover` may help") from error
     finally:
