@@ -1,6 +1,7 @@
 """The command `shoal`.
 
-Exit status: 0 complete; 2 wrong settings; 3 complete, but some input was skipped or quarantined; 4 incomplete.
+Exit status: 0 complete; 2 wrong settings, or a file that can't be read or written; 3 complete, but some input was
+skipped or quarantined; 4 incomplete.
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ def main() -> NoReturn:
     except ShoalError as error:
         display.complain(str(error))
         sys.exit(Exit.INCOMPLETE)
+    except OSError as error:
+        if error.filename is None:  # it would tell people nothing
+            raise
+        logging.getLogger(__name__).debug("where it came from", exc_info=True)
+        display.complain(f"{error.filename}: {error.strerror}")
+        sys.exit(Exit.WRONG_SETTINGS)
     sys.exit(status or Exit.COMPLETE)
 
 

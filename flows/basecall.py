@@ -24,6 +24,7 @@ from tasks.core.errors import ShoalError
 from tasks.core.plan import Plan
 from tasks.core.result import MergedRun
 from tasks.engines.registry import slots_of
+from tasks.formats.commit import clear_staging
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, run_id_of
 from tasks.launch import estimated_seconds, launch, with_kept_sheet
@@ -53,6 +54,7 @@ def _basecall(settings: RunSettings, site: Site, workspace: Workspace) -> Merged
     run_id = run_id_of(workspace)
     if site.kind == "slurm" and (orphans := cancel_orphans(run_id)):
         get_run_logger().warning("cancelled %d Slurm jobs that an earlier flow of this run had left", orphans)
+    clear_staging(workspace)
     jobs = partial(open_stage, site, logs=workspace.logs, log_level=settings.log_level, run_id=run_id)
     with jobs(site.launch) as cluster:
         plan = _on(launch_flow, cluster)(settings)
@@ -81,6 +83,7 @@ def _basecall(settings: RunSettings, site: Site, workspace: Workspace) -> Merged
         ) as cluster,
     ):
         _on(split_flow, cluster)(settings, progress)
+    clear_staging(workspace)  # of workers that were killed, and of attempts that others have superseded
     with tags(*labels), jobs(site.merge) as cluster:
         merged = _on(merge_flow, cluster)(settings)
     create_markdown_artifact(result_markdown(merged), key="result", description="What came of the run")

@@ -106,7 +106,9 @@ def test_kill_the_flow_and_run_again(undisturbed: Path, data: Path, tmp_path: Pa
     process.communicate()
     psutil.wait_procs(children, timeout=30)
     assert 3 <= len(committed_ids(Workspace(out))) < 20
+    (Workspace(out).staging / "batch.attempt" / "what is left").mkdir(parents=True)  # whatever the kill itself left
     assert finished(start(data, out))["reads"] == 80
+    assert not list(Workspace(out).staging.iterdir())
     check_from_outside(out, data)
     assert digests(out) == digests(undisturbed)
 
@@ -117,6 +119,7 @@ def test_kill_a_worker(undisturbed: Path, data: Path, tmp_path: Path, prefect_ur
     wait_until(lambda: len(committed_ids(Workspace(out))) >= 1, process)
     workers_of(process)[0].kill()
     assert finished(process)["reads"] == 80
+    assert not list(Workspace(out).staging.iterdir())
     check_from_outside(out, data)
     assert digests(out) == digests(undisturbed)
 

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,13 @@ def read_manifest(workspace: Workspace, batch_id: str) -> dict[str, Any]:
 
 
 def clear_staging(workspace: Workspace) -> None:
-    """Remove what attempts of an earlier, dead flow left behind. Only for the one flow that owns the run folder."""
-    shutil.rmtree(workspace.staging, ignore_errors=True)
-    workspace.staging.mkdir(parents=True, exist_ok=True)
+    """Remove what killed attempts left behind. Only for the one flow that owns the run folder, while none is its own.
+
+    A worker of an earlier, dead flow may live on for a while, as a Slurm job that is being cancelled. Its folder gets a
+    name that it does not know before anything in it goes: so it commits the whole of it before that, or nothing after.
+    """
+    for folder in workspace.staging.iterdir():
+        gone = folder.with_name(f"removed.{folder.name.removeprefix('removed.')}")
+        with suppress(OSError):  # it was committed, or removed by its worker, just now
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
