@@ -34,6 +34,9 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Seconds; its own 10 and 5 fail requests, and with them runs, where disk or CPU are busy for a while.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
 }
 #: For flow and workers.
 CLIENT_SETTINGS = {
@@ -44,6 +47,8 @@ CLIENT_SETTINGS = {
 LOOPBACK = "127.0.0.1"
 #: Seconds between lines that say we still wait.
 PATIENCE = 30.0
+#: Seconds given to a configured API that takes connections and says nothing: its machine may be busy.
+SILENCE = 60.0
 #: Seconds given to the last logs and events.
 DELIVERY = 20.0
 
@@ -66,7 +71,7 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None], host: str 
                 f"workers on other machines can't reach the Prefect API at {url}; start it on {host} and name that in "
                 "PREFECT_API_URL, or unset PREFECT_API_URL, and one is started for this run"
             )
-        if not answers(url):
+        if not answers(url, within=SILENCE):
             raise SettingsError(
                 f"the Prefect API at {url} does not answer; start it, or unset PREFECT_API_URL, "
                 "and one is started for this run"
@@ -134,15 +139,23 @@ def _configured_url() -> str:
     return str(PREFECT_API_URL.value() or "")
 
 
-def answers(url: str) -> bool:
-    """Tell whether a Prefect API is there."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError:
-        return True  # it is there, and asks for a password or a path of its own
-    except (OSError, ValueError):
-        return False
+def answers(url: str, *, within: float = 0.0) -> bool:
+    """Tell whether a Prefect API is there.
+
+    Args:
+        within: Seconds in which one that is silent is asked again; where nobody listens, the answer is no at once.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return True  # it is there, and asks for a password or a path of its own
+        except (OSError, ValueError) as error:
+            silent = isinstance(getattr(error, "reason", error), TimeoutError)
+            if not silent or time.monotonic() > deadline:
+                return False
 
 
 def _home() -> Path:

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from websockets.sync.client import ClientConnection, connect
 
 from tests.data import program
-from tests.servers import wait_until
+from tests.servers import http_get, wait_until
 
 #: Pictures go here; git ignores them, and people look at them.
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
@@ -46,7 +45,7 @@ class Browser:
         self._calls += 1
         self._connection.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self._connection.recv(timeout=60))
+            answer = json.loads(self._connection.recv(timeout=300))
             if answer.get("id") == self._calls:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
@@ -61,7 +60,7 @@ class Browser:
     def text(self) -> str:
         return str(self.value("document.body ? document.body.innerText : ''"))
 
-    def wait_for(self, words: str, *, seconds: float = 60) -> str:
+    def wait_for(self, words: str, *, seconds: float = 300) -> str:
         """Wait until the page shows words, and return all that it shows."""
         wait_until(lambda: words in self.text(), seconds=seconds, telling=self.text)
         return self.text()
@@ -70,7 +69,7 @@ class Browser:
         """Click on what says exactly these words."""
         find = f"""[...document.querySelectorAll('a,button,[role=tab],li,span')]
             .find(e => e.innerText && e.innerText.trim() === {json.dumps(words)})"""
-        wait_until(lambda: self.value(f"!!{find}"), seconds=30, telling=self.text)
+        wait_until(lambda: self.value(f"!!{find}"), seconds=300, telling=self.text)
         where = self.value(
             f"(e => {{const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2]}})({find})"
         )
@@ -101,15 +100,15 @@ def browser() -> Iterator[Browser]:
     )
     try:
         told = Path(profile, "DevToolsActivePort")
-        port = wait_until(lambda: told.exists() and told.read_text().split(), seconds=60)[0]
+        port = wait_until(lambda: told.exists() and told.read_text().split(), seconds=120)[0]
 
         def page() -> Any:
-            found = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
+            found = http_get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
             return next((one["webSocketDebuggerUrl"] for one in found if one["type"] == "page"), None)
 
-        with connect(wait_until(page, seconds=30), max_size=None, proxy=None) as connection:
+        with connect(wait_until(page, seconds=120), max_size=None, proxy=None) as connection:
             yield Browser(connection)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
         shutil.rmtree(profile, ignore_errors=True)

@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from infra.prefect_server import prefect_api
+from tests.commands import end_left
 from tests.slurm import jobs, slurm, testbed
+
+# How long an example takes is the machine's affair.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,11 +53,20 @@ def _slurm() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_command_left() -> Iterator[None]:
+    """What a test that failed has started ends with it; else the tests after it would fail of that."""
+    yield
+    assert not end_left()
+
+
 @pytest.fixture
 def slurm_here(_slurm: None) -> Iterator[None]:
     """The session's Slurm, with no job left by the test."""
     yield
+    running = end_left()  # they would replace the jobs that are cancelled here
     left = jobs()
     if left:
         slurm("scancel", *left)  # for the tests after this one
+    assert not running
     assert not left

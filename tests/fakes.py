@@ -57,7 +57,7 @@ def worker_environment(name: str) -> str | None:
 def wait_for_gate(number: int, folder: Path) -> tuple[int, str, int]:
     """Tell that we are here, wait until the gate is opened, and say which engine and process we had."""
     (folder / f"began-{number}-{os.getpid()}").touch()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (folder / "gate").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -13,16 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from tests.data import missing
 
 #: Where Debian keeps PostgreSQL's programs.
 DEBIAN = "/usr/lib/postgresql"
+#: httpx itself gives a server 5 s, which a busy machine does not keep.
+http_get = partial(httpx.get, timeout=60)
+http_post = partial(httpx.post, timeout=60)
 
 
 def free_port() -> int:
@@ -31,12 +36,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(true: Callable[[], Any], *, seconds: float, telling: Callable[[], str] = str) -> Any:
+def wait_until(
+    true: Callable[[], Any], *, seconds: float, telling: Callable[[], str] = str, every: float = 0.25
+) -> Any:
     """Wait until something is true, and return it; fail with what `telling` says."""
     deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, telling()
-        time.sleep(0.25)
+        time.sleep(every)
     return found
 
 
@@ -59,7 +66,6 @@ def postgres() -> Iterator[str]:
         missing("PostgreSQL is not installed")
     who: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}  # it refuses root
     folder = Path(tempfile.mkdtemp(prefix="postgres"))
-    port = free_port()
     try:
         if who:
             shutil.chown(folder, **who)
@@ -67,15 +73,16 @@ def postgres() -> Iterator[str]:
         subprocess.run(
             [programs / "initdb", "-D", folder / "data", "-U", "shoal", "-A", "trust", "--no-sync"], check=True, **quiet
         )
+        port = free_port()  # not before initdb, which gives others seconds to take it
         options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-k", folder, "-p", str(port)]
         server = subprocess.Popen([programs / "postgres", "-D", folder / "data", *options], **quiet)
         try:
             create = [programs / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "shoal", "prefect"]
-            wait_until(lambda: subprocess.run(create, check=False, **quiet).returncode == 0, seconds=60)
+            wait_until(lambda: subprocess.run(create, check=False, **quiet).returncode == 0, seconds=120)
             yield f"postgresql://shoal@127.0.0.1:{port}/prefect"
         finally:
             server.send_signal(signal.SIGINT)  # fast shutdown
-            server.wait(60)
+            server.wait(120)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

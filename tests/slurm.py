@@ -27,12 +27,12 @@ def testbed() -> Iterator[Path]:
         environment = {**os.environ, "TESTBED": str(state), "TESTBED_PORT": str(free_ports(5))}
         try:
             done = subprocess.run(
-                [TESTBED / "up"], env=environment, capture_output=True, text=True, timeout=60, check=False
+                [TESTBED / "up"], env=environment, capture_output=True, text=True, timeout=240, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
             yield Path(done.stdout.strip().removeprefix("export SLURM_CONF="))
         finally:
-            subprocess.run([TESTBED / "down"], env=environment, timeout=60, check=True)
+            subprocess.run([TESTBED / "down"], env=environment, timeout=240, check=True)
     assert not state.exists()
 
 
@@ -53,7 +53,7 @@ def slurm(*command: str) -> str:
     """Run one of Slurm's commands; return what it prints."""
     executable = shutil.which(command[0])
     assert executable is not None
-    done = subprocess.run([executable, *command[1:]], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([executable, *command[1:]], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
 
@@ -64,9 +64,14 @@ def jobs(*, state: str | None = None) -> dict[str, str]:
     return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in listed.splitlines()}
 
 
-def wait_for(true: Callable[[], object], seconds: float = 60, what: str = "") -> None:
+def wait_for(true: Callable[[], object], seconds: float = 300, what: str = "", *, every: float = 0.1) -> None:
     """Wait for something to come true."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what or f"not within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(every)
+
+
+def wait_for_jobs(wanted: Callable[[dict[str, str]], object], *, state: str | None = None) -> None:
+    """Wait until the jobs in the queue, or those in one state, are as they are wanted."""
+    wait_for(lambda: wanted(jobs(state=state)), every=0.5)

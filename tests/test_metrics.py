@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs
 from tasks.launch import launch
 from tasks.watch import STATE
 from tests.making import write_pod5
-from tests.servers import free_port
+from tests.servers import free_port, http_get
 from tests.test_pipeline import call, run, settings
 from tests.test_watch import NOW, Site
 
 
 def asked(port: int) -> dict[tuple[str, ...], float]:
     """Ask the endpoint: {(name, values of its labels …): value}."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    text = http_get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(text):
         for one in family.samples:

@@ -17,15 +17,15 @@ pytestmark = pytest.mark.readback
 POD5 = Path(sys.executable).with_name("pod5")
 
 
+def sources() -> list[Path]:
+    """Return real reads of two runs."""
+    return [shared("data", "r10_4khz", f"{name}.pod5") for name in ("sq_f5c_reads", "dorado_multi_filtered")]
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of real reads with real calls."""
-    given = settings(
-        shared("data", "r10_4khz"),
-        out=tmp_path_factory.mktemp("readback") / "out",
-        engine="cpu",
-        batch_samples=1_000_000,
-    )
+    given = settings(*sources(), out=tmp_path_factory.mktemp("readback") / "out", engine="cpu", batch_samples=1_000_000)
     run(given)
     return given.out
 
@@ -57,7 +57,7 @@ def largest_summary(out: Path) -> Path:
 
 
 def test_pod5_view_names_the_ledgers_reads(ledger: pl.DataFrame) -> None:
-    listed = ask([POD5, "view", "--ids", "--no-header", shared("data", "r10_4khz")]).split()
+    listed = ask([POD5, "view", "--ids", "--no-header", *sources()]).split()
     assert sorted(listed) == sorted(ledger["read_id"])
 
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.browser import Browser, browser
 from tests.making import write_pod5
+from tests.servers import http_post, wait_until
 
 SHOAL = Path(sys.executable).with_name("shoal")
 pytestmark = pytest.mark.browser
@@ -37,7 +37,7 @@ def flow_run(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["reads"] == 40
     named = {"flows": {"name": {"any_": ["basecall"]}}, "flow_runs": {"tags": {"all_": ["FAX77777"]}}}
-    (run,) = httpx.post(f"{prefect_url}/flow_runs/filter", json=named).json()
+    (run,) = http_post(f"{prefect_url}/flow_runs/filter", json=named).json()
     return str(run["id"])
 
 
@@ -64,11 +64,15 @@ def test_a_finished_run_is_legible(tab: Browser, flow_run: str, prefect_url: str
 def test_artifacts_are_shown(tab: Browser, flow_run: str, prefect_url: str, key: str, words: str) -> None:
     site = prefect_url.removesuffix("/api")
     wanted = {"artifacts": {"key": {"any_": [key]}}, "flow_runs": {"tags": {"all_": ["FAX77777"]}}}
-    (artifact, *_) = httpx.post(f"{prefect_url}/artifacts/filter", json=wanted).json() or [None]
+    (artifact, *_) = http_post(f"{prefect_url}/artifacts/filter", json=wanted).json() or [None]
     assert artifact, f"there is no artifact {key}"
     tab.open(f"{site}/artifacts/artifact/{artifact['id']}")
     tab.wait_for(words)
     tab.screenshot(f"artifact-{key}")
     if key == "result":
         drawn = "i => i.src.startsWith('data:image/svg') && i.complete && i.naturalWidth > 100"
-        assert tab.value(f"[...document.images].filter({drawn}).length") == 2, "the plots are not drawn"
+        wait_until(
+            lambda: tab.value(f"[...document.images].filter({drawn}).length") == 2,
+            seconds=300,
+            telling=lambda: "the plots are not drawn",
+        )

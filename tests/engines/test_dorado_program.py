@@ -191,7 +191,7 @@ def test_a_silent_program_is_ended_with_its_children(fault: str, opened: Any, mo
     began = time.monotonic()
     with pytest.raises(EngineError, match=r"printed nothing for \d+ s, with \d+ reads \(\d+ samples staged\) to call"):
         list(engine.basecall(reads(*[5000] * 6)))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
 
 
 def test_reads_that_the_program_drops_by_its_rule(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def test_rate_is_shared_by_slots_and_busy_time_is_exact() -> None:
 
 def test_busy_time_counts_only_what_is_done_and_stops_when_idle() -> None:
     engine = NullEngine(1e6)
-    answers = engine.basecall([read(30_000, number=1), read(30_000_000, number=2)])
+    # A second of work: the engine has none while a busy machine keeps us from giving it the second read.
+    answers = engine.basecall([read(1_000_000, number=1), read(30_000_000, number=2)])
     next(answers)
     busy, span = engine.busy
     assert busy == pytest.approx(span)

@@ -36,10 +36,15 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(marks: Path) -> Iterator[Cluster]:
-    with open_cluster(
-        Site(name="test", workers=2), partial(open_fake, marks), slots=1, logs=marks, log_level="INFO"
-    ) as cluster:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_cluster(
+            Site(name="test", workers=2), partial(open_fake, marks), slots=1, logs=marks, log_level="INFO"
+        ) as cluster,
+    ):
         yield cluster
+        # Dask kills a worker 4 s after it has asked it to close, and a busy machine takes longer to close its engine.
+        patch.setattr(distributed.Nanny.close, "__defaults__", (60, "nanny-close"))
     opened = {file.name.split("-")[1] for file in marks.glob("opened-*")}
     closed = {file.name.split("-")[1] for file in marks.glob("closed-*")}
     assert closed < opened  # all but the killed one
@@ -86,14 +91,14 @@ def test_a_killed_workers_task_runs_again_with_an_engine(client: distributed.Cli
     os.kill(first, signal.SIGKILL)
     second = began(tmp_path, 7, {first})
     (tmp_path / "gate").touch()
-    assert future.result(timeout=60) == (7, "fake", second)
+    assert future.result(timeout=300) == (7, "fake", second)
 
 
 def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
     """The nanny's new process opens one before it takes its first task."""
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=300)
     by_worker = {
-        address: client.submit(engine_and_process, 0, workers=[address], pure=False).result(timeout=60)
+        address: client.submit(engine_and_process, 0, workers=[address], pure=False).result(timeout=300)
         for address in client.scheduler_info()["workers"]
     }
     assert len(by_worker) == 2
@@ -106,7 +111,7 @@ def test_an_engine_that_does_not_open_is_an_error_of_the_task(tmp_path: Path) ->
         distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
         pytest.raises(EngineError, match="no GPU answers on device 3"),
     ):
-        client.submit(engine_and_process, 0).result(timeout=60)
+        client.submit(engine_and_process, 0).result(timeout=300)
     (log,) = tmp_path.glob("*.log")
     assert "the engine can't be opened" in log.read_text()
 
@@ -119,7 +124,7 @@ def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest
         open_cluster(Site(name="test", workers=1), slow, slots=1, logs=tmp_path, log_level="INFO") as cluster,
         distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
     ):
-        _, engine, process = client.submit(engine_and_process, 0).result(timeout=60)
+        _, engine, process = client.submit(engine_and_process, 0).result(timeout=300)
     assert engine == "fake"
     assert [file.name for file in tmp_path.glob("opened-*")] == [f"opened-{process}"]  # no other was begun
 
@@ -133,7 +138,7 @@ def test_a_mapped_flow_runs_on_the_workers(cluster: Cluster, prefect_url: str) -
 
 def began(folder: Path, number: int, but: set[int]) -> int:
     """Wait for a task to begin in a process not named, and return that."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for file in folder.glob(f"began-{number}-*"):
             process = int(file.name.split("-")[2])

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-import httpx
 import psutil
 import pytest
 from prefect.context import refresh_global_settings_context
 
-from infra.prefect_server import prefect_api
+from infra.prefect_server import answers, prefect_api
 from tasks.core.errors import SettingsError, ShoalError
-from tests.servers import started_by
+from tests.servers import http_get, http_post, started_by
 
 #: Opens an API, runs a tiny flow, and tells whether the API knows of it.
 RUN = """
@@ -29,7 +31,7 @@ with prefect_api(log_folder=Path(sys.argv[1]), announce=print) as url:
     double = task(lambda number: 2 * number, name="double")
     assert flow(lambda: [double(number) for number in range(3)], name=sys.argv[2])() == [0, 2, 4]
     import httpx
-    flows = httpx.post(f"{url}/flows/filter", json={}).json()
+    flows = httpx.post(f"{url}/flows/filter", json={}, timeout=60).json()
     assert sys.argv[2] in [found["name"] for found in flows], flows
 """
 
@@ -49,7 +51,7 @@ def start(folder: Path, name: str, environment: dict[str, str]) -> subprocess.Po
 
 def finished(process: subprocess.Popen[str]) -> str:
     """Wait for it, expect success, and return what it said."""
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
@@ -75,7 +77,7 @@ def servers() -> set[psutil.Process]:
 
 
 def test_a_flow_runs_on_the_sessions_server(prefect_url: str, tmp_path: Path) -> None:
-    assert httpx.get(f"{prefect_url}/health").json() is True
+    assert http_get(f"{prefect_url}/health").json() is True
     assert "starting" not in finished(start(tmp_path, "given", {"PREFECT_API_URL": prefect_url}))
 
 
@@ -86,6 +88,34 @@ def test_a_configured_api_that_does_not_answer(unset: Path, monkeypatch: pytest.
         prefect_api(log_folder=unset, announce=print),
     ):
         pytest.fail("entered")
+
+
+def test_an_api_that_is_silent_is_asked_again() -> None:
+    asked: list[str] = []
+    heard = threading.Event()
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if len(asked) == 1:
+                heard.wait(120)  # longer than anybody listens
+            else:
+                self.send_response(200)
+                self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert answers(f"http://127.0.0.1:{server.server_port}/api", within=60)
+        finally:
+            heard.set()
+            server.shutdown()
+            thread.join()
+    assert asked == ["/api/health"] * 2
 
 
 def test_a_server_that_dies_tells_why(unset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +161,7 @@ def test_a_server_for_other_machines_asks_for_a_password(tmp_path: Path, monkeyp
     with prefect_api(log_folder=tmp_path, announce=said.append, host="127.0.0.2") as url:
         assert url.startswith("http://127.0.0.2:")
         user, _, password = os.environ["PREFECT_API_AUTH_STRING"].partition(":")
-        ask = partial(httpx.post, f"{url}/flow_runs/filter", json={})
+        ask = partial(http_post, f"{url}/flow_runs/filter", json={})
         assert ask().status_code == 401
         assert ask(auth=(user, password)).status_code == 200
     assert "PREFECT_API_AUTH_STRING" not in os.environ

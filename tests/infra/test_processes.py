@@ -25,7 +25,7 @@ time.sleep(300)
 """
 
 
-def gone(pid: int, within: float = 10.0) -> bool:
+def gone(pid: int, within: float = 60.0) -> bool:
     """Say whether a process ends (a zombie has ended) in time."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
@@ -41,7 +41,7 @@ def gone(pid: int, within: float = 10.0) -> bool:
 def spawn_python(script: str, log: Path) -> subprocess.Popen[bytes]:
     """Run a script that prints when it is ready, and wait until it is."""
     process = spawn([sys.executable, "-u", "-c", script], log=log, environment=os.environ)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not log.read_bytes().endswith(b"\n"):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -111,7 +111,7 @@ def test_end_leaves_nobody_of_the_group(tmp_path: Path) -> None:
     child = int((tmp_path / "log").read_text())
     try:
         end(process, grace=0.5)
-        assert gone(child, within=3)
+        assert gone(child)
     finally:
         if psutil.pid_exists(child):
             os.kill(child, signal.SIGKILL)

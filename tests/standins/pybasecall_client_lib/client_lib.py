@@ -40,7 +40,15 @@ def _codes(name: str, members: str) -> Any:
 
 
 def _ask(address: str, milliseconds: int, *question: Any) -> tuple[Any, Any]:
-    """Ask the server on a connection of its own."""
+    """Ask the server on a connection of its own; as often as the real library does."""
+    for _ in range(4):
+        answer, code = _ask_once(address, milliseconds, *question)
+        if code == BasecallClient.success:
+            break
+    return answer, code
+
+
+def _ask_once(address: str, milliseconds: int, *question: Any) -> tuple[Any, Any]:
     answer: queue.Queue[Any] = queue.Queue()
 
     def talk() -> None:
