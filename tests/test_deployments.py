@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
 from tasks.watch_settings import resolve_watch
 from tests.making import damage_signal, write_pod5
-from tests.servers import postgres, started_by, wait_until, webhook
+from tests.servers import http_post, postgres, started_by, wait_until, webhook
 from tests.slurm import SITE
 from tests.test_readme import BLOCKS, LINES
 
@@ -41,7 +42,7 @@ BIN = Path(sys.executable).parent
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the README."""
     values = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **environment}
-    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=values, timeout=240)
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=values, timeout=600)
 
 
 def readme(beginning: str) -> str:
@@ -81,11 +82,11 @@ def worker(folder: Path, prefect_url: str) -> Iterator[psutil.Process]:
         environment={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "2"},
     )
     yield psutil.Process(process.pid)
-    end(process, grace=20)
+    end(process, grace=60)
 
 
 def flow_runs(url: str, **filters: Any) -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = httpx.post(f"{url}/flow_runs/filter", json=filters, timeout=30).json()
+    runs: list[dict[str, Any]] = http_post(f"{url}/flow_runs/filter", json=filters).json()
     return runs
 
 
@@ -125,24 +126,39 @@ def test_an_event_of_the_sequencer_starts_a_run(worker: psutil.Process, folder: 
         resource={"prefect.resource.id": "sequencer.run.1"},
         payload={"folder": str(folder / "data" / "run"), "out": str(out)},
     )
-    wait_until(lambda: (out / "ledger.parquet").exists(), seconds=150, telling=(folder / "worker.log").read_text)
+    wait_until(lambda: (out / "ledger.parquet").exists(), seconds=600, telling=(folder / "worker.log").read_text)
 
 
 @pytest.mark.deployment
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ("-p input=[] -p out=/tmp/x", "'input'"),
-        ("""-p 'input=["/tmp"]'""", "'out' is a required property"),
-        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p 'engine={"kind": "gpu"}'""", "'engine.kind'"),
-        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p batch_samples=5""", "'batch_samples'"),
-        ("""-p 'input=["/tmp"]' -p out=/tmp/x -p 'engine={"speed": 5}'""", "'speed'"),
+        ({"input": [], "out": "/tmp/x"}, "'input'"),
+        ({"input": ["/tmp"]}, "'out' is a required property"),
+        ({"input": ["/tmp"], "out": "/tmp/x", "batch_samples": 5}, "'batch_samples'"),
+        ({"input": ["/tmp"], "out": "/tmp/x", "engine": {"speed": 5}}, "'speed'"),
     ],
 )
-def test_wrong_parameters_are_refused_before_the_run(worker: psutil.Process, parameters: str, words: str) -> None:
-    done = shell(f"prefect deployment run basecall/local {parameters}", COLUMNS="1000")
+def test_wrong_parameters_are_refused_before_the_run(
+    worker: psutil.Process, prefect_url: str, parameters: dict[str, Any], words: str
+) -> None:
+    refused = create_flow_run(prefect_url, parameters)
+    assert refused.status_code == 409
+    assert words in refused.json()["detail"]
+
+
+@pytest.mark.deployment
+def test_wrong_parameters_are_refused_on_the_command_line(worker: psutil.Process) -> None:
+    given = """-p 'input=["/tmp"]' -p out=/tmp/x -p 'engine={"kind": "gpu"}'"""
+    done = shell(f"prefect deployment run basecall/local {given}", COLUMNS="1000")
     assert done.returncode != 0
-    assert words in re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert "'engine.kind'" in re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def create_flow_run(url: str, parameters: dict[str, Any]) -> httpx.Response:
+    """Ask the server for a run of the deployment that calls here."""
+    deployment = http_post(f"{url}/deployments/filter", json={"deployments": {"name": {"any_": ["local"]}}}).json()
+    return http_post(f"{url}/deployments/{deployment[0]['id']}/create_flow_run", json={"parameters": parameters})
 
 
 @pytest.mark.deployment
@@ -159,21 +175,22 @@ def test_people_are_told_when_it_matters(
 
         def told(words: str) -> None:
             log = (folder / "worker.log").read_text
-            wait_until(lambda: any(words in body for body in bodies), seconds=120, telling=lambda: f"{bodies} {log()}")
+            wait_until(lambda: any(words in body for body in bodies), seconds=600, telling=lambda: f"{bodies} {log()}")
 
         CustomWebhookNotificationBlock(name="told", url=url, json_data={"text": "{{subject}} {{body}}"}).save(
             "told", overwrite=True
         )
         installed = install_automations("custom-webhook/told", silent_after=30)
         assert install_automations("custom-webhook/told", silent_after=30) == installed
-        named = [one["name"] for one in httpx.post(f"{prefect_url}/automations/filter", json={}).json()]
+        named = [one["name"] for one in http_post(f"{prefect_url}/automations/filter", json={}).json()]
         assert all(named.count(name) == 1 for name in installed)
-        slow = """-p batch_samples=100000 -p 'engine={"kind": "null", "rate": 20000}'"""
-        asked = shell(f"prefect deployment run basecall/local -p 'input=[\"{tmp_path}/data\"]' -p out={out} {slow}")
-        assert asked.returncode == 0, asked.stderr
+        slow = {"batch_samples": 100_000, "engine": {"kind": "null", "rate": 10_000}}
+        asked = create_flow_run(prefect_url, {"input": [str(tmp_path / "data")], "out": str(out), **slow})
+        assert asked.status_code == 201, asked.text
+        flow_run = asked.json()["id"]
         tell(silent, ALIVE, "the only sign of life")
-        wait_until(lambda: bool(committed_ids(Workspace(out))), seconds=90, telling=(folder / "worker.log").read_text)
-        started_by(worker.pid, "prefect")[0].kill()
+        wait_until(lambda: bool(committed_ids(Workspace(out))), seconds=600, telling=(folder / "worker.log").read_text)
+        process_of(worker, flow_run).kill()
         before = len(committed_ids(Workspace(out)))
         told("Crashed")
         told(f"no worker gives a sign of life {silent.out}: nothing for 30 s")
@@ -181,10 +198,13 @@ def test_people_are_told_when_it_matters(
     assert before < len(committed_ids(Workspace(out)))
 
 
-def sent(url: str, event: str) -> int:
-    """Return how many events of a name the server has."""
-    found = httpx.post(f"{url}/events/filter", json={"filter": {"event": {"name": [event]}}}).raise_for_status().json()
-    return int(found["total"])
+def process_of(worker: psutil.Process, flow_run: str) -> psutil.Process:
+    """Find the process of a flow run: the worker has other runs beside it, and it has children of its own."""
+    for child in started_by(worker.pid, "prefect"):
+        with suppress(psutil.Error):  # it has ended
+            if child.environ().get("PREFECT__FLOW_RUN_ID") == flow_run:
+                return child
+    raise AssertionError(f"flow run {flow_run} has no process")
 
 
 def test_the_watch_settings_of_the_readme_are_known(tmp_path: Path) -> None:

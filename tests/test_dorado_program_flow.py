@@ -21,7 +21,7 @@ from tasks.formats.workspace import Workspace
 from tasks.settings import EngineSettings
 from tests.data import shared
 from tests.standins.program import install
-from tests.test_pipeline import check_from_outside
+from tests.test_pipeline import check_from_outside, run, settings
 
 SHOAL = Path(sys.executable).with_name("shoal")
 MODEL = "dna_r10.4.1_e8.2_400bps_hac@v5.2.0"
@@ -38,7 +38,7 @@ def site_file(folder: Path, **dorado: str) -> Path:
 
 def shoal_run(data: Path, out: Path, *more: object) -> Any:
     command = [SHOAL, "run", data, "--out", out, "--batch-samples", "500000", *more, "--json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -63,10 +63,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def embedded(data: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def embedded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """What the embedded engine makes of the data."""
     out = tmp_path_factory.mktemp("embedded") / "out"
-    shoal_run(data, out, "--engine", "cpu")
+    run(settings(data, out=out, engine="cpu", batch_samples=500_000))
     return sequences(out)
 
 

@@ -31,7 +31,8 @@ from tests.test_pipeline import check_from_outside, digests, settings
 from tests.test_pipeline import run as run_here
 
 pytestmark = pytest.mark.slurm
-#: Samples/s of a worker with which a run has work for one fault, however late another worker comes; and for four.
+#: Samples/s of a worker with which a run has work for one fault, however late another worker comes; and for four, or
+#: until other runs have started beside it.
 SLOW, SLOWEST = 15_000, 5_000
 
 SLURM_SITE = """
@@ -215,7 +216,7 @@ def test_however_the_flow_ends_the_same_command_goes_on(
 ) -> None:
     """Killed, cancelled in Prefect; while it runs, another is refused."""
     out = tmp_path / "out"
-    killed = run(data, out, site, rate=SLOW)
+    killed = run(data, out, site, rate=SLOWEST)
     at_work(killed, out)
     assert "another shoal works on" in finished(run(data, out, site, rate=SLOW), 2)
     killed.kill()
@@ -223,7 +224,8 @@ def test_however_the_flow_ends_the_same_command_goes_on(
     assert jobs()
 
     before = running(prefect_url)
-    cancelled = run(data, out, site, rate=SLOW)  # takes over at once, and cancels what the first has left in the queue
+    # It takes over at once, and cancels what the first has left in the queue.
+    cancelled = run(data, out, site, rate=SLOWEST)
     # Not often: the server that is asked has to take the run, too.
     (mine,) = while_running(lambda: running(prefect_url) - before, cancelled, every=0.5)
     at_work(cancelled, out)

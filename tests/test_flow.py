@@ -83,7 +83,7 @@ def times(out: Path) -> dict[Path, int]:
 def test_kill_the_flow_and_run_again(undisturbed: Path, data: Path, tmp_path: Path, prefect_url: str) -> None:
     """While it is at work, another run on its folder is refused, and does it no harm."""
     out = tmp_path / "out"
-    process = start(data, out, "--rate", "15000")  # a minute of work: starting another run takes its time
+    process = start(data, out, "--rate", "6000")  # minutes of work: starting another run takes its time
     while_running(lambda: len(committed_ids(Workspace(out))) >= 1, process)
     assert "another shoal works on" in finished(start(data, out), 2)
     before = len(committed_ids(Workspace(out)))

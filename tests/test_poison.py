@@ -37,7 +37,7 @@ SLURM_SITE = Site(
     kind="slurm",
     interface="lo",
     late_after=1,
-    stall_after=2,
+    stall_after=10,
     split=SplitResources(partition="h100", gres="gpu:H100:1", memory_per_thread_gb=1, maximum=2, minimum=2),
 )
 POISON = str(read_uuid(1, 1))
@@ -109,7 +109,7 @@ def test_reads_that_end_their_workers_are_found_and_the_rest_lands(
     tmp_path: Path, prefect_url: str, slurm_here: None
 ) -> None:
     """One kills the process of whoever calls it, one hangs it."""
-    given = prepared(tmp_path, 2, 2, 5)
+    given = prepared(tmp_path, 2, 2, 5, rounds=1)
     hanging = str(read_uuid(1, 10))
     calling(given, partial(open_poisoned, {POISON: "kills", hanging: "hangs"}), SLURM_SITE)
     check(given, {POISON: "0.pod5, row 1", hanging: "1.pod5, row 0"})
