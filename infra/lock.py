@@ -179,9 +179,11 @@ def _renew(lock: Path, me: _Holder, descriptor: int, stop: threading.Event) -> N
         try:
             os.pwrite(descriptor, _text(me, count), 0)
             os.fsync(descriptor)
-            ours = _holds(lock, me)
-        except OSError as error:
+        except OSError as error:  # on NFS also where another has taken the lock away, which the next look tells
             logger.warning("the lock %s can't be renewed: %s", lock, error)
+        try:
+            ours = _holds(lock, me)
+        except OSError:  # the file system is away
             continue
         if not ours:
             logger.error("another shoal took this run over, since we gave no sign of life: stopping")

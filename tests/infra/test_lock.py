@@ -223,7 +223,13 @@ def test_a_link_whose_answer_was_lost_is_ours(lock: Path, monkeypatch: pytest.Mo
     assert not list(lock.parent.iterdir())
 
 
-def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stale", [False, True])
+def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.MonkeyPatch, *, stale: bool) -> None:
+    """On NFS what it writes to its old lock may then fail."""
+
+    def gone(*given: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
     monkeypatch.setattr(module, "RENEW_EVERY", 0.1)
     interrupted = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
@@ -232,6 +238,8 @@ def test_who_was_taken_over_is_interrupted(lock: Path, monkeypatch: pytest.Monke
             wait_for(lambda: "000000000001" not in lock.read_text(), 60)
             lock.unlink()
             elsewhere(lock, 1)
+            if stale:
+                monkeypatch.setattr(os, "pwrite", gone)
             assert interrupted.wait(60)
     finally:
         signal.signal(signal.SIGTERM, before)
