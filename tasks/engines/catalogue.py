@@ -180,7 +180,7 @@ def _model_directory(folder: Path) -> Model:
         min_qscore=default_min_qscore(name),
         stride=configuration.stride,
         sample_rate=None,
-        samples_per_second=_HAC_RATE * _HAC_BYTES / sum(file.stat().st_size for file in weights),
+        samples_per_second=_HAC_RATE * _HAC_BYTES / max(sum(file.stat().st_size for file in weights), 1),
         qscore=configuration.qscore,
         scaling=configuration.scaling,
         stay=configuration.stay,

@@ -322,6 +322,13 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
         find_model(str(folder))
 
 
+def test_empty_weights_are_listed_and_named_when_they_are_loaded(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, {}, form="dorado")
+    (folder / "weights_1.tar").touch()
+    with pytest.raises(EngineError, match=r"weights_1\.tar can't be read"):
+        CpuEngine(find_model(str(folder)))
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     weights = random_weights()
     del weights["6.rnn.weight_hh_l0"]
