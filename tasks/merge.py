@@ -35,7 +35,7 @@ from tasks.formats.planfile import (
 from tasks.formats.pod5 import format_read_id
 from tasks.formats.resort import read_choice, sorted_batches
 from tasks.formats.tree import Tree, names_written, refuse_foreign
-from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
 from tasks.settings import RunSettings
@@ -85,13 +85,13 @@ def merge(settings: RunSettings) -> MergedRun:
     tree = Tree(workspace.out, plan, batches, settings.output, marker="null" if identity.engine == "null" else "")
     # On disk before any of them is made or removed: what a crash leaves in the tree is then known to be ours.
     write_json(workspace.written, sorted({*earlier, *tree.names}))
-    fsync_folder(workspace.state)
+    fsync_path(workspace.state)
     _remove(workspace, earlier)
     tree.write()
     write_json(workspace.written, sorted(tree.names))
     files = workspace.input_files.with_name(".input_files.parquet.new")
     input_file_table(plan.files, files)
-    fsync_file(files)
+    fsync_path(files)
     files.replace(workspace.input_files)
     metrics: dict[str, StageFigures] = {}
     for manifest in manifests:
@@ -122,9 +122,9 @@ def merge(settings: RunSettings) -> MergedRun:
             "metrics": metrics,
         },
     )
-    fsync_folder(workspace.out)
+    fsync_path(workspace.out)
     write_json(workspace.merged, {"result": asdict(merged), "plan": read_plan_digest(workspace)})
-    fsync_folder(workspace.state)
+    fsync_path(workspace.state)
     return merged
 
 
@@ -173,7 +173,7 @@ def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any
         raise LedgerError(
             f"the ledger does not hold: {proof.planned} reads planned, {proof.recorded} recorded; {'; '.join(named)}"
         )
-    fsync_file(target)
+    fsync_path(target)
     target.replace(workspace.ledger)
     return fates
 

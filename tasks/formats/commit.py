@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import SupersededError
-from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 
 #: Name of the file in a committed batch's folder that tells what is in it.
 MANIFEST = "batch.json"
@@ -43,8 +43,8 @@ def commit(workspace: Workspace, batch_id: str, folder: Path, manifest: dict[str
     """
     write_json(folder / MANIFEST, manifest)
     for file in folder.iterdir():
-        fsync_file(file)
-    fsync_folder(folder)
+        fsync_path(file)
+    fsync_path(folder)
     final = workspace.committed / batch_id
     try:
         folder.rename(final)
@@ -52,7 +52,7 @@ def commit(workspace: Workspace, batch_id: str, folder: Path, manifest: dict[str
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise SupersededError(batch_id) from error
         raise
-    fsync_folder(workspace.committed)
+    fsync_path(workspace.committed)
     return final
 
 

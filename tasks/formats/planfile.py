@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tasks.core.batches import Batch, Slice
 from tasks.core.plan import Plan, PlannedFile, PlannedReads, PlannedRun
 from tasks.core.reads import RunInfo
-from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 
 
 def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
@@ -51,13 +51,13 @@ def write_plan(workspace: Workspace, plan: Plan, reads: PlannedReads) -> None:
         row_group_size=1 << 17,
     )
     for file in new.iterdir():
-        fsync_file(file)
-    fsync_folder(new)
+        fsync_path(file)
+    fsync_path(new)
     old = workspace.state / f"plan.{os.getpid()}.old"
     if workspace.plan.exists():
         workspace.plan.rename(old)
     new.rename(workspace.plan)
-    fsync_folder(workspace.state)
+    fsync_path(workspace.state)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -199,7 +199,7 @@ def _run_from_json(value: dict[str, Any]) -> PlannedRun:
 
 def read_reads_of(workspace: Workspace, numbers: tuple[int, ...]) -> PlannedReads:
     """Read the planned reads of some batches, one batch after another as they are numbered, each in its own order."""
-    table = pq.read_table(workspace.plan / "reads.parquet", filters=[("batch", "in", list(numbers))])
+    table = pq.read_table(_folder(workspace) / "reads.parquet", filters=[("batch", "in", list(numbers))])
     return _planned_reads(table.take(pa.array(np.argsort(table.column("batch").to_numpy(), kind="stable"))))
 
 

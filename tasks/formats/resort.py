@@ -27,7 +27,7 @@ from tasks.formats.layout import path_part
 from tasks.formats.outputs import CallFile, Place, Staged, summary_part
 from tasks.formats.samplesheet import SampleSheet
 from tasks.formats.tree import SortedBatch
-from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_json
+from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 
 #: Calls that are compressed at once.
 TOGETHER = 64
@@ -82,7 +82,7 @@ def sorted_batches(
             folder, manifest = sorted_folder, {**manifest, **told}
         batches.append(SortedBatch(folder, manifest))
     if choice is not None:
-        fsync_folder(workspace.sorted)
+        fsync_path(workspace.sorted)
     return batches
 
 
@@ -115,8 +115,8 @@ def _sort(
     told = {"files": files, "groups": manifest["groups"]}
     write_json(new / MANIFEST, told, durable=False)
     for file in new.iterdir():  # on disk before it has the name by which it is taken for whole
-        fsync_file(file)
-    fsync_folder(new)
+        fsync_path(file)
+    fsync_path(new)
     new.rename(target)
     return told
 

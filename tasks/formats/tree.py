@@ -22,7 +22,7 @@ from tasks.formats.hts import convert_bam
 from tasks.formats.layout import HashedFile, Kind
 from tasks.formats.outputs import Staged, summary_part
 from tasks.formats.summary import Part, write_summary
-from tasks.formats.workspace import Workspace, fsync_file, fsync_folder, read_json, write_text
+from tasks.formats.workspace import Workspace, fsync_path, read_json, write_text
 from tasks.settings import OutputSettings
 
 #: How names of calls end and those of tables begin, ours and MinKNOW's.
@@ -109,7 +109,7 @@ class Tree:
         for run in self._runs:
             self._write_run(run)
         for folder in sorted({folder for name in self.names for folder in PurePosixPath(name).parents[:-1]}):
-            fsync_folder(self._out / folder)
+            fsync_path(self._out / folder)
 
     def _lay_out_all(self, plan: Plan, batches: Sequence[SortedBatch]) -> Iterator[_RunTree]:
         for number, run in enumerate(plan.runs):
@@ -216,7 +216,7 @@ class Tree:
         new = target.with_name(f".{target.name}.new")
         convert_bam(parts[0] if len(parts) == 1 else joined, new, kind, self._output.reference)
         joined.unlink(missing_ok=True)
-        fsync_file(new)
+        fsync_path(new)
         new.replace(target)
 
 

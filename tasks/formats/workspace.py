@@ -152,18 +152,9 @@ def read_json(path: Path) -> Any:
         raise
 
 
-def fsync_file(file: Path) -> None:
-    """Make what was written into a file survive a crash of the machine, also where another library has written it."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make names made or renamed in a folder survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Make a file's content, whoever wrote it, or the names in a folder survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
