@@ -77,9 +77,7 @@ def find_weights(folder: Path) -> list[Path]:
 
 def is_numbered_densely(folder: Path) -> bool:
     """Tell whether weights are named by layers that have some: dorado's files are, whatever else config.toml lists."""
-    return any(folder.glob("*.tensor")) and not any(
-        map(_CHECKPOINT.fullmatch, (file.name for file in folder.iterdir()))
-    )
+    return find_weights(folder)[0].suffix == ".tensor"
 
 
 def _only_tensor(file: Path) -> npt.NDArray[Any]:

@@ -175,8 +175,7 @@ def test_scaling(strategy: str, figures: tuple[float, ...], middle: float, sprea
 
 def test_where_chunks_fall_changes_few_bases_and_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a few: 8 to 11 per seam of either were measured (infra/training/README.md tells why)."""
-    lines = shared("data", "r10_4khz", "sq_f5c_reads.truth.fastq").read_text().splitlines()
-    truths = {name[1:].split()[0]: truth for name, truth in zip(lines[::4], lines[1::4], strict=True)}
+    truths = _truths()
     reads = _real_reads(shared("data", "r10_4khz", "sq_f5c_reads.pod5"))
     real = next(r for r in reads if r.read_id[:8] in HELD_OUT and 50_000 < r.num_samples < 150_000)
     calls, identities = [], []
@@ -226,6 +225,12 @@ def _real_reads(path: Path) -> list[Read]:
     return [r for r in reads if isinstance(r, Read)]
 
 
+def _truths() -> dict[str, str]:
+    """Read the published calls of sq_f5c, by read id."""
+    lines = shared("data", "r10_4khz", "sq_f5c_reads.truth.fastq").read_text().splitlines()
+    return {name[1:].split()[0]: truth for name, truth in zip(lines[::4], lines[1::4], strict=True)}
+
+
 def _identity(sequence: bytes, truth: str) -> float:
     """Return matches per alignment column of the longest hit against the truth; 0 when there is none."""
     aligner = library("mappy").Aligner(seq=truth, preset="map-ont", k=11, w=5, min_chain_score=20, min_dp_score=20)
@@ -235,8 +240,7 @@ def _identity(sequence: bytes, truth: str) -> float:
 
 
 def test_identity_on_held_out_reads(engine: CpuEngine) -> None:
-    lines = shared("data", "r10_4khz", "sq_f5c_reads.truth.fastq").read_text().splitlines()
-    truths = {name[1:].split()[0]: truth for name, truth in zip(lines[::4], lines[1::4], strict=True)}
+    truths = _truths()
     reads = [r for r in _real_reads(shared("data", "r10_4khz", "sq_f5c_reads.pod5")) if r.read_id[:8] in HELD_OUT]
     assert len(reads) == len(HELD_OUT)
     identities, scores = [], []
