@@ -114,7 +114,10 @@ class EngineSettings(BaseModel):
     )
     moves: bool = Field(False, title="Write the move table", description="tag mv in BAM")
     trim: Literal["all", "adapters", "none"] = Field(
-        "all", title="Trim", description="adapters and primers, adapters alone, or nothing; dorado engines only"
+        "all",
+        title="Trim",
+        description="adapters and primers, adapters alone, or nothing; engines other than dorado's know one adapter, "
+        "that of ligation kits",
     )
     barcode_kits: Words = Field(
         (), title="Barcode kits", description="e.g. SQK-NBD114-24; separated by commas; dorado engines only"

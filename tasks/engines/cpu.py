@@ -18,6 +18,7 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.adapters import without_adapters
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome, mean_qscore
 from tasks.core.reads import Read
 from tasks.engines.catalogue import Model
@@ -50,10 +51,13 @@ def cpu_identity(model: Model) -> EngineIdentity:
 class CpuEngine:
     """Calls reads on this process's CPU. Holds a few chunks of signal beside the read it is given."""
 
-    def __init__(self, model: Model, threads: int = 1, *, moves: bool = False, int8: bool = False) -> None:
+    def __init__(
+        self, model: Model, threads: int = 1, *, moves: bool = False, int8: bool = False, trim: bool = False
+    ) -> None:
         self._network = open_network(model, threads=threads, int8=int8)
         self._model = model
         self._moves = moves
+        self._trim = trim
         self.identity = cpu_identity(model)
 
     def basecall(self, reads: Iterable[Read]) -> Iterator[tuple[Read, Outcome]]:
@@ -62,7 +66,7 @@ class CpuEngine:
         queues: dict[int, list[_Chunk]] = {}
         held = 0
         for read in reads:
-            calling = _Calling(read, self._model, self._network, moves=self._moves)
+            calling = _Calling(read, self._model, self._network, moves=self._moves, trim=self._trim)
             waiting.append(calling)
             held += read.num_samples
             for number, signal in enumerate(calling.chunks()):
@@ -115,11 +119,12 @@ class _Chunk:
 class _Calling:
     """One read on its way through the network."""
 
-    def __init__(self, read: Read, model: Model, network: Network, *, moves: bool) -> None:
+    def __init__(self, read: Read, model: Model, network: Network, *, moves: bool, trim: bool) -> None:
         self.read = read
         self._model = model
         self._network = network
         self._with_moves = moves
+        self._trim = trim
         self._stride = model.stride
         self._ratio = 1.0
         #: Samples at the model's rate, whole frames of the trunk.
@@ -245,28 +250,28 @@ class _Calling:
         slope, offset = self._model.qscore
         scores = np.clip(np.round(slope * -10.0 * np.log10(error) + offset), 1, 50).astype(np.uint8)
         qstring = (scores + 33).tobytes()
-        return Outcome.called(
-            BasecalledRead(
-                read_id=self.read.read_id,
-                parent_read_id=self.read.read_id,
-                sequence=_ALPHABET[bases].tobytes(),
-                qstring=qstring,
-                mean_qscore=mean_qscore(qstring),
-                stride=self._stride,
-                num_samples=self.read.num_samples,
-                moves=self._moves() if self._with_moves else None,
-                scaling_midpoint=self._middle,
-                scaling_dispersion=self._spread,
-                scaling_version=self._model.scaling[0],
-            )
+        # In strides of the read's own samples, whatever the model's rate.
+        starts = (np.concatenate(self._places) * self._ratio).astype(np.int64)
+        call = BasecalledRead(
+            read_id=self.read.read_id,
+            parent_read_id=self.read.read_id,
+            sequence=_ALPHABET[bases].tobytes(),
+            qstring=qstring,
+            mean_qscore=mean_qscore(qstring),
+            stride=self._stride,
+            num_samples=self.read.num_samples,
+            moves=self._moves(starts) if self._with_moves else None,
+            scaling_midpoint=self._middle,
+            scaling_dispersion=self._spread,
+            scaling_version=self._model.scaling[0],
         )
+        return Outcome.called(without_adapters(call, starts) if self._trim else call)
 
-    def _moves(self) -> npt.NDArray[np.uint8] | None:
-        """Return the moves in strides of the read's own samples, whatever the model's rate."""
+    def _moves(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8] | None:
         if self._ratio < 1.0:
             return None  # a stride of samples may then hold several bases
         moves = np.zeros(self.read.num_samples // self._stride, np.uint8)
-        moves[(np.concatenate(self._places) * self._ratio).astype(np.int64)] = 1
+        moves[starts] = 1
         return moves
 
 

@@ -153,8 +153,14 @@ def open_engine(
     if settings.kind == "null":
         return NullEngine(rate=settings.rate, in_flight_samples=settings.in_flight_samples)
     if settings.kind == "scrappie":
-        return scrappie.ScrappieEngine()
-    return CpuEngine(find_model(settings.model), threads=settings.threads, moves=settings.moves, int8=settings.int8)
+        return scrappie.ScrappieEngine(trim=settings.trim != "none")
+    return CpuEngine(
+        find_model(settings.model),
+        threads=settings.threads,
+        moves=settings.moves,
+        int8=settings.int8,
+        trim=settings.trim != "none",
+    )
 
 
 def open_dorado_program(settings: EngineSettings, site: DoradoProgram, reference: Path | None) -> Engine:

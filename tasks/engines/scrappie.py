@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.adapters import without_adapters
 from tasks.core.calls import BasecalledRead, EngineIdentity, Outcome, mean_qscore
 from tasks.core.chemistry import Fits
 from tasks.core.errors import EngineError, SettingsError
@@ -55,8 +56,9 @@ def _version() -> str:
 class ScrappieEngine:
     """Calls reads one by one on this process's CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trim: bool = False) -> None:
         self.identity = scrappie_identity()
+        self._trim = trim
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # slots are its parallelism; BLAS threads fight over them
         try:
             import scrappy
@@ -88,26 +90,26 @@ class ScrappieEngine:
         raw.trim().scale()
         if raw.end - raw.start < MIN_SAMPLES:
             return Outcome.skipped("dead_signal")
-        pieces = self._pieces(raw.data(as_numpy=True))
-        sequence, qstring = (b"".join(parts) for parts in zip(*pieces, strict=True))
-        if not sequence:
+        pieces = list(self._pieces(raw.data(as_numpy=True)))
+        if not pieces:
             return Outcome.skipped("no_bases")
-        return Outcome.called(
-            BasecalledRead(
-                read_id=read.read_id,
-                parent_read_id=read.read_id,
-                sequence=sequence,
-                qstring=qstring,
-                mean_qscore=mean_qscore(qstring),
-                stride=STRIDE,
-                trimmed_samples=int(raw.start),
-                num_samples=read.num_samples,
-                scaling_version="med_mad",
-            )
+        sequences, qstrings, starts = zip(*pieces, strict=True)
+        qstring = b"".join(qstrings)
+        call = BasecalledRead(
+            read_id=read.read_id,
+            parent_read_id=read.read_id,
+            sequence=b"".join(sequences),
+            qstring=qstring,
+            mean_qscore=mean_qscore(qstring),
+            stride=STRIDE,
+            trimmed_samples=int(raw.start),
+            num_samples=read.num_samples,
+            scaling_version="med_mad",
         )
+        return Outcome.called(without_adapters(call, np.concatenate(starts)) if self._trim else call)
 
-    def _pieces(self, scaled: npt.NDArray[np.float32]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield bases and qstring of a read, piece by piece: scrappie keeps 1,025 figures for each block that it calls.
+    def _pieces(self, scaled: npt.NDArray[np.float32]) -> Iterator[tuple[bytes, bytes, npt.NDArray[np.int64]]]:
+        """Yield bases, qstring, and each base's first block, piece by piece: scrappie keeps 1,025 figures per block.
 
         Two pieces meet in the middle of what both see, by the base at which each has the 5-mer of that block begin.
         """
@@ -120,10 +122,12 @@ class ScrappieEngine:
             if not sequence:
                 continue
             likeliest = np.exp(posterior.data(as_numpy=True).max(axis=1))
-            qstring = _scores(likeliest, np.asarray(places), len(sequence))
+            places = np.asarray(places)
+            qstring = _scores(likeliest, places, len(sequence))
+            starts_of_bases = np.searchsorted(places, np.arange(len(sequence))) + start // STRIDE
             first = int(places[middle]) if start else 0
             last = len(sequence) if start == starts[-1] else int(places[PIECE // STRIDE - middle])
-            yield sequence[first:last].encode(), qstring[first:last]
+            yield sequence[first:last].encode(), qstring[first:last], starts_of_bases[first:last]
 
 
 def _scores(likeliest: npt.NDArray[np.float32], places: npt.NDArray[Any], bases: int) -> bytes:

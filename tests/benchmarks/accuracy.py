@@ -3,10 +3,10 @@
     python -m tests.benchmarks.accuracy [--model NAME|DIR] [--int8] [--calibrate]
 
 Calls the six reads of sq_f5c (R10.4.1, 4 kHz; MIT) that no training sees, and slorado's read (5 kHz; MIT), with the
-embedded engine, and compares each with its published call: matches per alignment column, aligned from end to end by
-edlib, and by mappy's best hit, with the share of the call that it covers. Speed is samples per CPU second. The last
-table sets the error that the scores of bases promise against the one observed. `--calibrate` gives, instead, the line
-`qscore` that a model's description should have, found on the two validation reads.
+embedded engine, and compares each with its published call, adapters and all: matches per alignment column, aligned
+from end to end by edlib, and by mappy's best hit, with the share of the call that it covers. Speed is samples per CPU
+second. The last table sets the error that the scores of bases promise against the one observed. `--calibrate` gives,
+instead, the line `qscore` that a model's description should have, found on the two validation reads.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tasks.engines import cpu
 from tasks.engines.catalogue import find_model
 from tasks.engines.cpu import WAITING_READS, CpuEngine, _Calling, middle_and_spread, padded
 from tasks.engines.networks import open_network
-from tasks.engines.registry import identify
+from tasks.engines.registry import identify, open_engine
 from tasks.formats.pod5 import Unreadable, read_rows
 from tasks.settings import EngineSettings
 from tests.data import library, shared
@@ -257,6 +257,25 @@ def test_identity_at_5_khz(engine: CpuEngine) -> None:
     (given,) = _real_reads(shared("data", "r10_5khz", "slorado_one_5khz.pod5"))
     assert given.run.sample_rate == 5000
     assert _identity(call(engine, given).calls[0].sequence, truth) > 0.85
+
+
+def test_adapters_of_real_reads_are_cut_off_on_request(engine: CpuEngine) -> None:
+    """Only from the front: in these reads' published calls, too, the pore had let go before the other one."""
+    cutting, found = open_engine(EngineSettings(moves=True)), []
+    reads = _real_reads(shared("data", "r10_4khz", "sq_f5c_reads.pod5"))
+    reads = [r for r in reads if r.num_samples < 40_000 and r.read_id[:8] not in HELD_OUT]
+    for (_, outcome), (_, as_called) in zip(cutting.basecall(reads), engine.basecall(reads), strict=True):
+        (cut,), (whole,) = outcome.calls, as_called.calls
+        gone = len(whole.sequence) - len(cut.sequence)
+        assert (cut.sequence, cut.qstring) == (whole.sequence[gone:], whole.qstring[gone:])
+        assert cut.moves is not None
+        assert whole.moves is not None
+        assert cut.trimmed_samples == cut.stride * (np.flatnonzero(whole.moves)[gone] if gone else 0)
+        assert np.array_equal(cut.moves, whole.moves[cut.trimmed_samples // cut.stride :])
+        found += [gone] if gone else []
+    assert len(reads) == 10
+    assert len(found) >= 5
+    assert all(20 < gone < 45 for gone in found)
 
 
 def test_unknown_model_names_those_there_are(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from tasks.core.errors import ChemistryError
 from tasks.core.reads import Read
 from tasks.engines import scrappie
 from tasks.engines.registry import check_run, open_engine
+from tasks.engines.scrappie import ScrappieEngine
 from tasks.settings import EngineSettings
 from tests.data import library
 from tests.engines.test_bonito import edits
@@ -40,6 +41,21 @@ def test_r9_amplicons_map_to_their_reference(reads: list[Read], outcomes: list[O
     mapped, identity = mapped_identity(outcomes)
     assert mapped >= 98
     assert identity > 0.89
+
+
+def test_adapters_are_cut_off(reads: list[Read], outcomes: list[Outcome]) -> None:
+    """At the rear above all: scrappie passes over the first 200 samples of a read, in which the adapter begins."""
+    ends = set()
+    for outcome, as_called in zip(outcomes, ScrappieEngine().basecall(reads), strict=True):
+        (cut,), (whole,) = outcome.calls, as_called[1].calls
+        at = whole.sequence.find(cut.sequence)
+        assert whole.qstring[at : at + len(cut.qstring)] == cut.qstring
+        assert 0 <= cut.trimmed_samples - whole.trimmed_samples < 5000  # some stand still for a while
+        assert (at > 0) == (cut.trimmed_samples > whole.trimmed_samples)
+        ends |= {("front", cut.read_id)} if at else set()
+        ends |= {("rear", cut.read_id)} if at + len(cut.sequence) < len(whole.sequence) else set()
+    assert sum(end == "front" for end, _ in ends) >= 10
+    assert sum(end == "rear" for end, _ in ends) >= 20
 
 
 def test_where_pieces_of_a_long_read_meet_a_few_bases_change_at_most(
