@@ -40,7 +40,7 @@ from tasks.core.batches import Batch, Bundle, Slice
 from tasks.core.calls import Fate, Outcome
 from tasks.core.errors import EngineError, InputError, SupersededError
 from tasks.core.reads import Read, RunInfo
-from tasks.core.suspects import MOST, STRIKES, Suspects
+from tasks.core.suspects import MOST, STRIKES, Suspects, is_given_up
 from tasks.engines.base import Engine
 from tasks.formats.commit import FATES, commit, committed_ids, staging
 from tasks.formats.outputs import BatchOutputs, Writing
@@ -57,9 +57,6 @@ GROUP_SAMPLES = 250_000
 GROUP_READS = 64
 #: Whole batches that wait for the disk.
 COMMITS_WAITING = 2
-#: Why a file can't be read that is there and has its end: another try reads the same. All other reasons may pass, and
-#: of a file that was replaced, the next launch looks up where its reads lie now.
-LASTING = frozenset(("corrupt",))
 
 FATE_COLUMNS = pa.schema(
     [
@@ -123,15 +120,14 @@ def basecall_bundle(
     batches = [batch for batch in bundle.batches if batch.batch_id not in done]
     if not batches:
         return BundleReport(committed=0, superseded=len(bundle.batches), reads=0, samples=0)
-    pipeline = _Pipeline(workspace, batches, engine, output, min_qscore, run_numbers, progress)
-    pipeline.accept_missing = accept_missing
-    if carefully:
-        pipeline.search = _Search(workspace, batches[0])
+    search = _Search(workspace, batches[0]) if carefully else None
+    writing = Writing.of(engine.identity, output, min_qscore)
+    pipeline = _Pipeline(workspace, batches, engine, writing, run_numbers, progress, search, accept_missing)
     try:
         return pipeline.run()
     except Exception:
-        if pipeline.search is not None:
-            pipeline.search.stop()
+        if search is not None:
+            search.stop()
         raise
 
 
@@ -143,23 +139,24 @@ class _Pipeline:
         workspace: Workspace,
         batches: Sequence[Batch],
         engine: Engine,
-        output: OutputSettings,
-        min_qscore: float,
+        writing: Writing,
         run_numbers: dict[tuple[str | int, ...], int],
         progress: Progress,
+        search: _Search | None,
+        accept_missing: bool,
     ) -> None:
         self.workspace = workspace
         self.batches = batches
         self.engine = engine
-        self._writing = Writing.of(engine.identity, output, min_qscore)
+        self._writing = writing
         self.run_numbers = run_numbers
         self.progress = progress
+        self.search = search
+        self.accept_missing = accept_missing
         self.attempt = uuid.uuid4().hex[:12]
         self.metrics = Metrics()
         self._last_run: RunInfo | None = None
         self._last_number: int | None = None
-        self.search: _Search | None = None
-        self.accept_missing = False
         #: The bundle's reads as the plan has them, by position.
         self.planned = read_reads_of(workspace, tuple(batch.number for batch in batches))
         #: Reads that can't be read, answered without the engine.
@@ -297,7 +294,13 @@ class _Pipeline:
                 yield read
                 position += 1
         except InputError as error:
-            if not self._lasts(error):
+            given_up = is_given_up(
+                error.reason,
+                missing_accepted=self.accept_missing,
+                last_resort=self.search is not None,
+                folder_is_there=_has_files(Path(os.path.realpath(error.path)).parent),
+            )
+            if not given_up:
                 raise
             logger.warning("%d reads are quarantined: %s", stop - position, error)
             for place in range(position, stop):
@@ -309,22 +312,6 @@ class _Pipeline:
         if run is not self._last_run:
             self._last_run, self._last_number = run, self.run_numbers.get(run.key)
         return self._last_number
-
-    def _lasts(self, error: InputError) -> bool:
-        """Tell whether a file will be no better for another try.
-
-        A file system that is away, or slow to show a new file, must not cost reads. So a file that is gone, or another
-        by now, is given up only by the search in a batch that failed again and again, and where its folder is there
-        and not empty.
-        """
-        if error.reason in LASTING or self.accept_missing:
-            return True
-        if self.search is None:
-            return False
-        try:
-            return any(Path(os.path.realpath(error.path)).parent.iterdir())
-        except OSError:
-            return False
 
 
 class _Search:
@@ -382,6 +369,13 @@ def forget_hopeless(workspace: Workspace) -> None:
     for file in workspace.suspects.glob("[!.]*.json"):
         if len(read_json(file)["quarantined"]) > MOST:
             file.unlink()
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _groups(things: Iterable[T], samples_of: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:

@@ -14,6 +14,24 @@ RANGE = 64
 STRIKES = 2
 #: Quarantined reads of one batch above which it is not the reads that are at fault.
 MOST = 16
+#: Why a file can't be read that is there and has its end: another try reads the same. All other reasons may pass, and
+#: of a file that was replaced, the next launch looks up where its reads lie now.
+LASTING = frozenset(("corrupt",))
+
+
+def is_given_up(reason: str, *, missing_accepted: bool, last_resort: bool, folder_is_there: bool) -> bool:
+    """Tell whether the reads of a file that can't be read are quarantined, instead of tried once more.
+
+    A file system that is away, or slow to show a new file, must not cost reads. So a file that is gone, or another by
+    now, is given up only as the last resort, and where its folder shows other files.
+
+    Args:
+        reason: What is wrong with the file.
+        missing_accepted: A person has said that files may be missing for good.
+        last_resort: Its batch failed again and again.
+        folder_is_there: The file's folder can be listed, and is not empty.
+    """
+    return reason in LASTING or missing_accepted or (last_resort and folder_is_there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

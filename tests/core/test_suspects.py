@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.core.suspects import MOST, RANGE, STRIKES, Suspects
+from tasks.core.suspects import MOST, RANGE, STRIKES, Suspects, is_given_up
 
 
 def attempt(suspects: Suspects, poison: set[int]) -> tuple[Suspects, bool]:
@@ -44,3 +45,24 @@ def test_an_engine_that_fails_at_every_read_is_no_matter_of_reads() -> None:
             break
     assert suspects.hopeless
     assert len(suspects.quarantined) == MOST + 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "missing_accepted", "last_resort", "folder_is_there", "given_up"),
+    [
+        pytest.param("corrupt", False, False, True, True, id="another try reads the same"),
+        pytest.param("missing", False, False, True, False, id="it may come back"),
+        pytest.param("missing", False, True, True, True, id="it has not come back"),
+        pytest.param("missing", False, True, False, False, id="the whole file system is away"),
+        pytest.param("missing", True, False, False, True, id="a person says that it is gone"),
+        pytest.param("changed", False, False, True, False, id="the next launch looks for its reads"),
+        pytest.param("changed", False, True, True, True, id="no launch has found its reads"),
+    ],
+)
+def test_reads_of_a_file_are_given_up(
+    reason: str, missing_accepted: bool, last_resort: bool, folder_is_there: bool, given_up: bool
+) -> None:
+    decided = is_given_up(
+        reason, missing_accepted=missing_accepted, last_resort=last_resort, folder_is_there=folder_is_there
+    )
+    assert decided == given_up
