@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -406,7 +406,7 @@ def watch(
             alone(state / "watch.lock", announce=display.say),
             prefect_api(log_folder=state, announce=display.say, host=address_of(place)),
         ):
-            from flows.watch import watch_flow  # after PREFECT_API_URL is set: see _run
+            from flows.watch import watch_flow  # see _import_flow
 
             while True:
                 began = time.monotonic()
@@ -621,15 +621,20 @@ def _run(settings: RunSettings, display: Display, *, metrics_port: int | None = 
         with (
             alone(workspace.lock, announce=display.say),
             _metrics(metrics_port, run_out=workspace.out),
-            prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(site)),
+            prefect_api(log_folder=workspace.logs, announce=display.say, host=address_of(site), meanwhile=_import_flow),
         ):
-            # Imported here: Prefect costs 1.5 s of CPU, and reads PREFECT_API_URL as it is imported.
-            from flows.basecall import basecall_flow
-
+            basecall_flow = _import_flow()
             with display.progress(Watch(workspace)):
                 merged = basecall_flow(**dict(settings))
     display.result(merged, _flawed(workspace))
     return _verdict(merged)
+
+
+def _import_flow() -> Callable[..., Any]:
+    """Import the flow only where it runs: Prefect and Dask cost 3 s of CPU, and read the environment as they do."""
+    from flows.basecall import basecall_flow
+
+    return basecall_flow
 
 
 @contextmanager

@@ -296,14 +296,22 @@ class _Crew:
             write_json(self._workspace.crew, {"failures": failures, "aside": [str(one) for one in self._aside]})
 
 
-def refuse_when_cancelled() -> None:
-    """Raise StoppedError when somebody cancelled this run, or the one it is part of, in Prefect."""
-    with get_client(sync_client=True) as client:
-        for run in {flow_run.id, flow_run.root_flow_run_id} - {None}:
-            state = client.read_flow_run(UUID(str(run))).state
-            if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                client.set_flow_run_state(UUID(str(run)), Cancelled(), force=True)  # nobody else would say so
-                raise StoppedError("cancelled in Prefect; the same command goes on from here")
+class _Cancellation:
+    """Whether somebody cancelled this run, or the one it is part of, in Prefect."""
+
+    def __init__(self) -> None:
+        self._runs: set[UUID] = set()
+
+    def refuse(self) -> None:
+        """Raise StoppedError when it is so."""
+        if not self._runs:  # asked for once: the second takes two requests, each by a new client
+            self._runs = {UUID(run) for run in (flow_run.id, flow_run.root_flow_run_id) if run}
+        with get_client(sync_client=True) as client:
+            for run in self._runs:
+                state = client.read_flow_run(run).state
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    client.set_flow_run_state(run, Cancelled(), force=True)  # nobody else would say so
+                    raise StoppedError("cancelled in Prefect; the same command goes on from here")
 
 
 class _Progress:
@@ -322,6 +330,7 @@ class _Progress:
         self._looked = 0.0
         self._tabled = self._began - TABLE_INTERVAL + FIRST_TABLE
         self._pace = Pace()
+        self._cancellation = _Cancellation()
         self._teller = ThreadPoolExecutor(1, "progress")
         self._telling: Future[None] = Future()
         self._telling.set_result(None)
@@ -344,7 +353,7 @@ class _Progress:
     def _look(self) -> None:
         try:
             self._tell(time.monotonic())
-            refuse_when_cancelled()
+            self._cancellation.refuse()
         except (httpx.HTTPError, PrefectException) as error:  # the API is away: the run goes on without it
             logger.info("Prefect's API does not answer: %s", error)
 

@@ -14,6 +14,7 @@ import dask
 import distributed
 from prefect_dask.task_runners import DaskTaskRunner
 
+from infra import dask_settings
 from infra.local import LOCAL_SETTINGS, LocalCluster
 from infra.site import PoolResources, Site, StageResources
 from infra.workers import EnginePlugin, LogPlugin, RetirePlugin
@@ -22,20 +23,6 @@ from tasks.engines.base import Engine
 
 if TYPE_CHECKING:
     from infra.slurm import Scaling, SlurmCluster
-
-#: Dask's own reactions. Results are small and released at once, so a worker's death costs only what it was doing.
-DASK_SETTINGS = {
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.scheduler.worker-ttl": "120s",
-    "distributed.worker.daemon": True,
-    "distributed.admin.tick.limit": "30s",
-    "distributed.comm.timeouts.connect": "120s",
-    # By key: Dask's own, for other BLAS libraries and for giving memory back, stay.
-    "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
-    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
-    # Arrow's own pool keeps some 60 MB of what it freed.
-    "distributed.nanny.pre-spawn-environ.ARROW_DEFAULT_MEMORY_POOL": "system",
-}
 
 
 class Cluster(Protocol):
@@ -175,7 +162,7 @@ def open_cluster(
             yield workers
         return
     with (
-        dask.config.set({**DASK_SETTINGS, **LOCAL_SETTINGS}),
+        dask.config.set({**dask_settings.in_flow(), **LOCAL_SETTINGS}),
         LocalCluster(
             n_workers=site.workers,
             threads_per_worker=threads,
@@ -235,7 +222,7 @@ def _slurm_workers(
 
     with (
         TemporaryDirectory(dir=logs, prefix=".tls-", ignore_cleanup_errors=True) as secrets,  # nobody else may read it
-        dask.config.set({**DASK_SETTINGS, **SLURM_SETTINGS}),
+        dask.config.set({**dask_settings.in_flow(), **SLURM_SETTINGS}),
         SlurmCluster(pools, site, scaling, run_id=run_id, logs=logs, secrets=Path(secrets)) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):

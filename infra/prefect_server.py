@@ -54,12 +54,19 @@ DELIVERY = 20.0
 
 
 @contextmanager
-def prefect_api(*, log_folder: Path, announce: Callable[[str], None], host: str = LOOPBACK) -> Iterator[str]:
+def prefect_api(
+    *,
+    log_folder: Path,
+    announce: Callable[[str], None],
+    host: str = LOOPBACK,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Iterator[str]:
     """Give the URL of a Prefect API, set in the environment for flow and workers while the block runs.
 
     Args:
         host: Address of this machine that the workers reach. A server on any but loopback asks for a password, which
             is made for this run and is in the environment of the flow and its jobs.
+        meanwhile: Done while a server starts, with the environment set.
 
     Raises:
         SettingsError: an API is configured and does not answer, or is where the workers can't reach it.
@@ -97,6 +104,7 @@ def prefect_api(*, log_folder: Path, announce: Callable[[str], None], host: str 
         with _starting_alone(announce):
             process = spawn(command, log=log, environment=environment)
             stack.callback(end, process)
+            meanwhile()
             _wait(process, url, log, announce)
         stack.callback(_deliver)
         yield url

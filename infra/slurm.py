@@ -26,6 +26,7 @@ import distributed
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from infra import dask_settings
 from infra.local import pause
 from infra.site import PoolResources, Site, StageResources
 from tasks.core.resources import PoolState, correction, format_walltime, lifetime
@@ -81,7 +82,7 @@ def job_options(resources: StageResources, *, run_id: str, slots: int, logs: Pat
         ],
         # exec: else Slurm's SIGTERM ends the shell, the job counts as done, and the worker lives on outside it.
         "python": f"exec {shlex.quote(sys.executable)}",
-        "job_script_prologue": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *inherited],
+        "job_script_prologue": [*dask_settings.in_jobs(), *inherited],
         "worker_extra_args": ["--no-dashboard"],
         "death_timeout": DEATH_TIMEOUT,
         "log_directory": str(logs),

@@ -13,7 +13,8 @@ import distributed
 import pytest
 from prefect import flow, task
 
-from infra.cluster import DASK_SETTINGS, Cluster, open_cluster, task_runner
+from infra import dask_settings
+from infra.cluster import Cluster, open_cluster, task_runner
 from infra.site import Site
 from tasks.core.errors import EngineError
 from tests.fakes import engine_and_process, open_broken, open_fake, open_slowly, wait_for_gate, worker_environment
@@ -118,7 +119,7 @@ def test_an_engine_that_does_not_open_is_an_error_of_the_task(tmp_path: Path) ->
 
 def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the scheduler waits for a sign of life, which is 5 s at least."""
-    monkeypatch.setitem(DASK_SETTINGS, "distributed.scheduler.worker-ttl", "1s")
+    monkeypatch.setitem(dask_settings.SETTINGS, "distributed.scheduler.worker-ttl", "1s")
     slow = partial(open_slowly, tmp_path, 9.0)
     with (
         open_cluster(Site(name="test", workers=1), slow, slots=1, logs=tmp_path, log_level="INFO") as cluster,

@@ -145,8 +145,17 @@ def test_neither_profiles_nor_proxies_come_between(unset: Path) -> None:
 
 def test_it_is_ended_and_the_environment_put_back_after_an_error(unset: Path) -> None:
     environment, before = dict(os.environ), servers()
-    with pytest.raises(KeyError), prefect_api(log_folder=unset, announce=lambda line: None) as url:  # noqa: PT012
-        assert os.environ["PREFECT_API_URL"] == url
+    meanwhile: list[str] = []
+
+    def look() -> None:
+        meanwhile.append(os.environ["PREFECT_API_URL"])
+        assert not answers(meanwhile[0])
+
+    with (  # noqa: PT012
+        pytest.raises(KeyError),
+        prefect_api(log_folder=unset, announce=lambda line: None, meanwhile=look) as url,
+    ):
+        assert [os.environ["PREFECT_API_URL"]] == [url] == meanwhile
         (ours,) = servers() - before
         assert not ours.children()  # one process, which dies with us
         raise KeyError

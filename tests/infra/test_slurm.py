@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import dask
 import distributed
 import psutil
 import pytest
 
+from infra import dask_settings
 from infra.cluster import SlurmWorkers, open_cluster
 from infra.preflight import refuse_site
 from infra.site import PoolResources, Site, SplitResources, load_site
@@ -56,7 +58,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "#SBATCH --gres=gpu:H100:1",
         "#SBATCH --no-requeue",
         "#SBATCH --qos=long",
-        "export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1",
+        "export PYTHONSAFEPATH=1",
+        "export OMP_NUM_THREADS=1",
         "export PYTHONPATH='/a folder'",
     ],
 )
@@ -103,6 +106,10 @@ def began(folder: Path, number: int) -> list[int]:
     return [int(file.name.split("-")[2]) for file in folder.glob(f"began-{number}-*")]
 
 
+def settings_of_dask() -> dict[str, object]:
+    return {name: dask.config.get(name) for name in dask_settings.SETTINGS}
+
+
 @pytest.mark.slurm
 def test_pools_grow_with_the_work_and_shrink(tmp_path: Path, slurm_here: None) -> None:
     with workers(tmp_path, H100, A100) as (cluster, client):
@@ -117,6 +124,7 @@ def test_pools_grow_with_the_work_and_shrink(tmp_path: Path, slurm_here: None) -
         assert all(address.startswith("tls://127.0.0.1:") for address in gpus)
         assert set(gpus.values()) <= {"0", "1"}
         assert set(client.run(worker_environment, "PYTHONSAFEPATH").values()) == {"1"}
+        assert all(settings == dask_settings.SETTINGS for settings in client.run(settings_of_dask).values())
         (tmp_path / "gate").touch()
         assert sorted(future.result(timeout=300)[0] for future in futures) == [0, 1, 2, 3, 4]
         del futures
