@@ -169,8 +169,8 @@ def _model_directory(folder: Path) -> Model:
         )
     if fits.molecule != "dna":
         raise SettingsError(f"engine.model: {name} calls RNA, which the cpu engine can't; {bonito.WAY_OUT}")
-    if configuration.sample_rate is None and fits.sample_rates == (4000,):
-        # Measured: models of 4 kHz call 5 kHz signal best as it is, not resampled.
+    if configuration.sample_rate is None and fits.sample_rates == (4000,) and fits.pores == ("R10.4.1",):
+        # Measured: models of 4 kHz call 5 kHz signal best as it is, not resampled. Of R9.4.1 there is none.
         fits = replace(fits, sample_rates=(4000, 5000))
     return Model(
         name=name,

@@ -300,17 +300,18 @@ def test_other_networks_are_refused_with_the_way_out(config: str, says: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "scaling"),
+    ("name", "scaling", "rates"),
     [
-        ("dna_r9.4.1_e8_sup@v3.6", ("med_mad", ())),
-        ("dna_r10.4.1_e8.2_400bps_fast@v4.0.0", ("quantile", (0.2, 0.9, 0.51, 0.53))),
+        ("dna_r9.4.1_e8_sup@v3.6", ("med_mad", ()), (4000,)),
+        ("dna_r10.4.1_e8.2_400bps_fast@v4.0.0", ("quantile", (0.2, 0.9, 0.51, 0.53)), (4000, 5000)),
     ],
 )
-def test_a_model_that_does_not_tell_is_scaled_as_its_pore_s_are(
-    name: str, scaling: tuple[str, tuple[float, ...]], tmp_path: Path
+def test_a_model_that_does_not_tell_is_fed_as_its_pore_s_are(
+    name: str, scaling: tuple[str, tuple[float, ...]], rates: tuple[int, ...], tmp_path: Path
 ) -> None:
     folder = write_model(tmp_path, random_weights(), form="dorado").rename(tmp_path / name)
-    assert find_model(str(folder)).scaling == scaling
+    model = find_model(str(folder))
+    assert (model.scaling, model.fits.sample_rates) == (scaling, rates)
 
 
 def test_a_model_of_rna_is_refused(tmp_path: Path) -> None:
