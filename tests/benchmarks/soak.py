@@ -30,19 +30,18 @@ from infra.workers import read_heartbeats
 from tasks.core.liveness import Beat
 from tasks.formats.commit import committed_ids
 from tasks.formats.workspace import Workspace
-from tests.making import write_pod5
-from tests.slurm import jobs, slurm, testbed
-from tests.test_faults import (
-    SLURM_SITE,
+from tests.faults.runs import SLURM_SITE, runs
+from tests.faults.test_workers import (
     cancel_job,
     kill_nanny,
     kill_worker,
     node_down,
     node_drained,
-    runs,
     stop_worker,
     stop_worker_and_nanny,
 )
+from tests.making import write_pod5
+from tests.slurm import jobs, slurm, testbed
 from tests.test_flow import start
 from tests.test_pipeline import check_from_outside, digests
 
