@@ -31,9 +31,9 @@ demo: setup
 	done
 	touch $@
 
-# Three processes on two cores: the tests of clusters and servers mostly wait.
+# Four processes on two cores: the tests of clusters and servers mostly wait.
 test: setup .venv/readers/.ready lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
