@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -53,6 +54,7 @@ from tasks.watch_settings import WatchSettings, resolve_watch
 app = App(
     name="shoal",
     help="Basecall nanopore runs on whatever GPUs a site has, with a ledger in which every read has one fate.",
+    version=lambda: version("shoal"),
     version_flags=["--version"],
 )
 

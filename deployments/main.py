@@ -11,6 +11,6 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line."""
-    from deployments.cli import main
+    from deployments import cli
 
-    main()
+    cli.main()

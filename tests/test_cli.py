@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ import pytest
 from tests.making import write_pod5
 
 SHOAL = Path(sys.executable).with_name("shoal")
+
+
+def test_it_tells_its_version() -> None:
+    done = subprocess.run([SHOAL, "--version"], capture_output=True, text=True, timeout=600, check=True)
+    assert done.stdout.strip() == version("shoal")
 
 
 @pytest.mark.parametrize(

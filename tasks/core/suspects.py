@@ -2,6 +2,7 @@
 
 A batch that failed again and again is called range by range. The range that was being called when an attempt ended
 without a word is cut in two for the next attempt, down to single reads; a read that fails alone, twice, is quarantined.
+And when the reads of a file that can't be read are: so that one that is away for a while costs none.
 """
 
 from __future__ import annotations
