@@ -5,6 +5,7 @@
 Replays real signal as a run, calls it with the null engine through `shoal run`, and prints a table. CPU is user and
 system seconds of the command and everything it started, workers included; Prefect's server runs apart and is left out.
 `start` is the same command on a run of one read: what a run costs before its first sample. The rest is per sample.
+`waiting` is what flow and worker take together while the engine calls that one read for a minute.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tasks.formats.workspace import Workspace, read_json
 from tasks.metrics import STAGES
 
 SHOAL = Path(sys.executable).with_name("shoal")
+#: Seconds for which the engine is waited for.
+WAIT = 60
 #: Samples per read and reads per file of each case, and the command's options.
 CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "long": (50_000, 1000, ()),
@@ -73,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         site = work / "site.toml"
         site.write_text('name = "bench"\nworkers = 1\n')
         with prefect_api(log_folder=work, announce=print):
-            start = measure(make_run(work / "one", reads=1, mean=50_000, per_file=1), work / "out-one", site)
+            one = make_run(work / "one", reads=1, mean=50_000, per_file=1)
+            start = measure(one, work / "out-one", site)
+            slow = measure(one, work / "out-slow", site, "--rate", str(start.samples / WAIT))
             costs = {}
             for case in given.cases or CASES:
                 mean, per_file, options = CASES[case]
@@ -82,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 costs[case] = measure(
                     make_run(data, reads=reads, mean=mean, per_file=per_file), work / f"out-{case}", site, *options
                 )
-    show(start, costs)
+    show(start, (slow.cpu - start.cpu) / WAIT, costs)
 
 
 def make_run(folder: Path, *, reads: int, mean: int, per_file: int) -> Path:
@@ -151,9 +156,10 @@ def _busy(workspace: Workspace, plan: Plan, rate: float) -> float:
     return sum(batch.samples for batch in plan.batches) / rate / span
 
 
-def show(start: Cost, costs: dict[str, Cost]) -> None:
+def show(start: Cost, waiting: float, costs: dict[str, Cost]) -> None:
     """Print the figures of all cases."""
-    table = Table("figure", *costs, title=f"start alone: {start.cpu:.1f} CPU s", title_justify="left")
+    title = f"start alone: {start.cpu:.1f} CPU s; waiting: {waiting:.1%} of a core"
+    table = Table("figure", *costs, title=title, title_justify="left")
 
     def row(name: str, *cells: str) -> None:
         table.add_row(name, *cells)
