@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.alignment import reverse_complement
 from tasks.core.calls import BasecalledRead, mean_qscore
 
 #: What the pore sees before the insert; after it comes the other strand's, of which reads mostly have a part only.
@@ -23,12 +24,11 @@ ERROR = -2
 #: The score from which it is believed. Of 4,384 windows from within reads, called by minnow-v6, 0.2 % reach it, of 45
 #: reads' fronts 24 (of a hac model's calls 30): adapters that were called badly stay.
 BELIEVED = 8
-_COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 
 def insert_of(sequence: bytes) -> slice:
     """Return where the insert lies in a call; all of it where no adapter is found, or nothing would be left."""
-    front, rear = sequence[:WINDOW], sequence[-WINDOW:].translate(_COMPLEMENT)[::-1]
+    front, rear = sequence[:WINDOW], reverse_complement(sequence[-WINDOW:])
     before, after = _adapter_ends(np.frombuffer(front + rear, np.uint8).reshape(2, -1))
     stop = len(sequence) - after
     return slice(before, stop) if before < stop else slice(0, len(sequence))

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core.adapters import ADAPTER, WINDOW, insert_of, without_adapters
+from tasks.core.alignment import reverse_complement
 from tasks.core.calls import BasecalledRead, mean_qscore
 
 COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
-OTHER_STRAND = ADAPTER.translate(COMPLEMENT)[::-1]
+OTHER_STRAND = reverse_complement(ADAPTER)
 bases = st.text("ACGT", max_size=300).map(str.encode)
 
 
@@ -101,7 +102,7 @@ def test_some_of_any_call_is_left(sequence: bytes) -> None:
 @given(bases, st.integers(0, 28))
 def test_a_call_and_its_other_strand_are_cut_alike(middle: bytes, rear: int) -> None:
     sequence = ADAPTER + middle + OTHER_STRAND[:rear]
-    there, back = insert_of(sequence), insert_of(sequence.translate(COMPLEMENT)[::-1])
+    there, back = insert_of(sequence), insert_of(reverse_complement(sequence))
     assert (back.start, back.stop) == (len(sequence) - there.stop, len(sequence) - there.start)
 
 

@@ -72,11 +72,12 @@ def test_a_flow_that_is_stopped_leaves_no_job_and_goes_on(
     data: Path, site: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     out = tmp_path / "out"
-    stopped = run(data, out, site, rate=SLOW)
-    at_work(stopped, out)
-    stopped.terminate()
-    assert "the same command goes on" in finished(stopped, 4)
-    assert not jobs()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped = run(data, out, site, rate=SLOW)
+        at_work(stopped, out)
+        stopped.send_signal(number)
+        assert "the same command goes on" in finished(stopped, 4)
+        assert not jobs()
     complete(run(data, out, site), data, out, undisturbed)
 
 
