@@ -74,7 +74,7 @@ class LocalWorkers:
 
     def has(self, address: str) -> bool:
         """Whether Dask counts it as a worker."""
-        return address in self.client.scheduler_info(n_workers=-1)["workers"]
+        return address in self.cluster.scheduler.workers  # the client's view of them is now and then empty
 
     def replace(self, worker: str) -> None:
         """Let its nanny kill the process and make another."""
@@ -82,10 +82,9 @@ class LocalWorkers:
 
     def restart(self, worker: str) -> None:
         """Let its nanny kill the process and make another."""
-        names = [state["name"] for state in self.client.scheduler_info(n_workers=-1)["workers"].values()]
-        for name in names:
-            if str(name) == worker:
-                self.client.restart_workers([name], timeout=30, raise_for_error=False)
+        for state in list(self.cluster.scheduler.workers.values()):
+            if str(state.name) == worker:
+                self.client.restart_workers([state.name], timeout=30, raise_for_error=False)
 
     def set_aside(self, worker: str) -> None:
         """Pause it, and every process that its nanny makes."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import dask
 import distributed
 import pytest
 from prefect import flow, task
@@ -39,6 +40,7 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(marks: Path) -> Iterator[Cluster]:
     with (
         pytest.MonkeyPatch.context() as patch,
+        dask.config.set({"distributed.client.scheduler-info-interval": "5ms"}),  # each empties the client's view
         open_cluster(
             Site(name="test", workers=2), partial(open_fake, marks), slots=1, logs=marks, log_level="INFO"
         ) as cluster,
@@ -60,7 +62,7 @@ def client(cluster: Cluster) -> Iterator[distributed.Client]:
 
 def test_traffic_is_encrypted_and_stays_here(cluster: Cluster, client: distributed.Client) -> None:
     assert cluster.address.startswith("tls://127.0.0.1:")
-    assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info()["workers"])
+    assert all(address.startswith("tls://127.0.0.1:") for address in client.nthreads())
     with pytest.raises((OSError, TypeError)):
         distributed.Client(cluster.address, timeout="2s", set_as_default=False)
 
@@ -71,6 +73,12 @@ def test_each_worker_has_one_engine(cluster: Cluster, client: distributed.Client
     assert [(number, engine) for number, engine, _ in answers] == [(number, "fake") for number in range(8)]
     assert {int(file.name.split("-")[1]) for file in marks.glob("opened-*")} == {process for _, _, process in answers}
     assert cluster.news() == [], "workers were missed while they started"
+
+
+def test_a_worker_is_told_from_one_that_died(cluster: Cluster, client: distributed.Client) -> None:
+    (here, _) = client.nthreads()
+    assert all(cluster.has(here) for _ in range(300))
+    assert not cluster.has("tls://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
     client.wait_for_workers(2, timeout=300)
     by_worker = {
         address: client.submit(engine_and_process, 0, workers=[address], pure=False).result(timeout=300)
-        for address in client.scheduler_info()["workers"]
+        for address in client.nthreads()
     }
     assert len(by_worker) == 2
     assert all(engine == "fake" for _, engine, _ in by_worker.values())

@@ -16,6 +16,7 @@ import dask
 import distributed
 import psutil
 import pytest
+from distributed.core import Status
 
 from infra import dask_settings
 from infra.cluster import SlurmWorkers, open_cluster
@@ -158,7 +159,7 @@ def test_lost_jobs_are_replaced_while_slurm_is_away_too(tmp_path: Path, slurm_he
         os.kill(controller, signal.SIGTERM)
         wait_for(lambda: not psutil.pid_exists(controller), 120)
         os.kill(min(client.run(os.getppid).values()), signal.SIGKILL)  # the nanny, which is the job
-        wait_for(lambda: len(client.scheduler_info()["workers"]) == 1)
+        wait_for(lambda: len(client.nthreads()) == 1)
         time.sleep(4)
         subprocess.run(["slurmctld", "-f", os.environ["SLURM_CONF"]], check=True)
         client.wait_for_workers(2, timeout=300)
@@ -184,10 +185,10 @@ def test_a_hung_worker_is_replaced(tmp_path: Path, slurm_here: None) -> None:
 @pytest.mark.slurm
 def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: None) -> None:
     """It finishes its bundle, takes no other, and another worker comes."""
-    with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=540) as (_, client):
+    with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=540) as (cluster, client):
         futures = [client.submit(wait_for_gate, number, tmp_path, pure=False) for number in range(2)]
         wait_for(lambda: list(tmp_path.glob("began-*")))
-        wait_for(lambda: "closing_gracefully" in statuses(client))
+        wait_for(lambda: Status.closing_gracefully in statuses(cluster))
         (tmp_path / "gate").touch()
         processes = set()
         while futures:
@@ -196,9 +197,9 @@ def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: 
         assert len(list(tmp_path.glob("began-*"))) == 2  # none was cut
 
 
-def statuses(client: distributed.Client) -> set[str]:
+def statuses(cluster: SlurmWorkers) -> set[Status]:
     """Return what the scheduler says that its workers do."""
-    return {worker["status"] for worker in client.scheduler_info()["workers"].values()}
+    return {worker.status for worker in list(cluster.cluster.scheduler.workers.values())}
 
 
 @pytest.mark.slurm
