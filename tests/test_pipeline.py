@@ -235,6 +235,7 @@ def test_a_sample_sheet_that_is_edited_meanwhile_is_refused(data: Path, tmp_path
         ("empty.pod5", "empty"),
         ("growing.pod5", "unfinished"),
         ("dangling.pod5", "dangling_link"),
+        ("dangling", "dangling_link"),
         ("copy.pod5", "duplicate_reads"),
         ("none.pod5", "no_reads"),
         ("flipped.pod5", "corrupt"),
@@ -243,8 +244,8 @@ def test_a_sample_sheet_that_is_edited_meanwhile_is_refused(data: Path, tmp_path
 def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reason: str) -> None:
     bad = data / "b" / name
     good = (data / "a" / "one.pod5").read_bytes()
-    if name == "dangling.pod5":
-        bad.symlink_to(tmp_path / "nowhere.pod5")
+    if name.startswith("dangling"):
+        bad.symlink_to(tmp_path / "nowhere")
     elif name == "none.pod5":
         write_pod5(bad, [])
     elif name == "flipped.pod5":  # no text any more
@@ -257,6 +258,14 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
     assert files.filter(pl.col("path") == str(bad))["reason"].to_list() == [reason]
     with pytest.raises(SettingsError, match=f"{name}: {reason}"):
         launch(settings(data, out=tmp_path / "strict", strict=True))
+
+
+def test_a_run_without_a_sample_rate_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    write_pod5(data / "timeless.pod5", [5_000] * 3, seed=3, sample_rate=0)
+    merged = run(settings(data, out=tmp_path / "out"))
+    assert (merged.reads, merged.records, merged.quarantined) == (20, 16, 0)
+    (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
+    assert row["message"].startswith("3 reads: run 00000000 says that it was sampled at 0 Hz")
 
 
 def test_a_name_that_is_not_utf8_costs_only_its_file(data: Path, tmp_path: Path) -> None:

@@ -182,7 +182,12 @@ def quality_of(settings: EngineSettings, called_by: EngineIdentity) -> str:
 
 
 def check_run(settings: EngineSettings, run: RunInfo) -> None:
-    """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry."""
+    """Raise ChemistryError, naming the run, when the model was not made for this run's chemistry, or nothing can be."""
+    if run.sample_rate <= 0:
+        raise ChemistryError(
+            f"run {run.acquisition_id[:8]} says that it was sampled at {run.sample_rate} Hz, so no times can be told; "
+            "write its POD5 files anew with the true rate"
+        )
     fits, model = KINDS[settings.kind].fits(settings)
     if fits is not None and (reason := mismatch(run, fits, model, settings.chemistry)):
         raise ChemistryError(reason)

@@ -73,9 +73,9 @@ class Unreadable:
 def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
-    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over, and so is a
-    folder that can't be read. A file given by name is listed whatever its name; one named *.txt is a list of such
-    paths, one per line.
+    Links to folders are followed; a dangling link is listed, so that it is reported and not passed over (also one with
+    no suffix, which may have led to a folder), and so is a folder that can't be read. A file given by name is listed
+    whatever its name; one named *.txt is a list of such paths, one per line.
     """
     found: dict[Path, None] = {}
     for given in inputs:
@@ -97,9 +97,13 @@ def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
             seen.add((status.st_dev, status.st_ino))
             subfolders.sort()
             for name in sorted(names):
-                if name.endswith(".pod5"):
+                if name.endswith(".pod5") or ("." not in name and _dangles(Path(folder, name))):
                     found.setdefault(Path(folder, name))
     return list(found)
+
+
+def _dangles(path: Path) -> bool:
+    return path.is_symlink() and not os.access(path, os.F_OK)
 
 
 def scan_pod5(path: Path) -> Pod5Index:
