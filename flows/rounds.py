@@ -11,7 +11,7 @@ import queue
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
@@ -35,7 +35,7 @@ from infra.site import Site
 from infra.watchman import Watchman
 from infra.workers import heartbeat, read_heartbeats, worker_engine, worker_name
 from tasks.core.batches import Batch, Bundle
-from tasks.core.crew import Ended, SetAside, to_set_aside
+from tasks.core.crew import Ended, SetAside, died, to_set_aside
 from tasks.core.errors import EngineError, InputError, StoppedError, WorkerError
 from tasks.core.liveness import Beat
 from tasks.core.plan import Plan
@@ -58,9 +58,9 @@ MOST_SEARCHED = 8
 #: Seconds between versions of the table of workers, each of which is a row in Prefect's database; and before the first.
 TABLE_INTERVAL = 60.0
 FIRST_TABLE = 10.0
-#: What a bundle ends with that could not begin or end since Prefect's API was away: no failure of its own, nor of its
-#: worker. Seconds until it is submitted again, and how often.
-API_TROUBLE = (httpx.HTTPError, ConcurrencySlotAcquisitionError)
+#: Seconds that a finished bundle's result may take to come to us.
+RESULT_WITHIN = 5.0
+#: Seconds until a bundle is submitted again that could not begin or end since Prefect's API was away; and how often.
 API_PAUSE = 10.0
 API_ATTEMPTS = 60
 
@@ -81,10 +81,12 @@ def call_bundle(
     bundle = Bundle(number=number, batches=read_batches(workspace, batches))
     beat = heartbeat(workspace.heartbeats, bundle=number)
     try:
+        engine = worker_engine()
+        beat.ready()
         report = basecall_bundle(
             workspace,
             bundle,
-            worker_engine(),
+            engine,
             output,
             min_qscore=min_qscore,
             run_numbers={run.info.key: i for i, run in enumerate(plan.runs)},
@@ -221,16 +223,21 @@ def _run(
             future.wrapped_future.add_done_callback(lambda wrapped: done.put(wrapped.key))
         for news in watchman.look():
             log.warning("%s", news)
-        for beat in watchman.lost():
-            crew.lost(beat)
+        for beats in watchman.lost():
+            crew.lost(beats)
         progress.show()
         try:
             key = done.get(timeout=LOOK_INTERVAL)
         except queue.Empty:
             continue
-        future, bundle = running.pop(key)  # and with it the result in the worker's memory
-        result = _result(future)
-        if isinstance(result, API_TROUBLE) and refusals[bundle.number] < API_ATTEMPTS:
+        future, bundle = running[key]
+        try:
+            result = _result(future)
+        except TimeoutError:  # who held it died, and Dask has it made again: we go on looking after that
+            done.put(key)
+            continue
+        del running[key], future  # and with them the result in the worker's memory
+        if _is_api_trouble(result) and refusals[bundle.number] < API_ATTEMPTS:
             refusals[bundle.number] += 1
             waiting.appendleft(bundle)
             submit_from = time.monotonic() + API_PAUSE
@@ -242,11 +249,26 @@ def _run(
 
 
 def _result(future: Any) -> object:
-    """Return what a bundle came to: its report, or why it failed."""
+    """Return what a bundle came to: its report, or why it failed.
+
+    Raises:
+        TimeoutError: it did not come to us in a while.
+    """
     try:
-        return future.result(raise_on_failure=False)
+        return future.result(timeout=RESULT_WITHIN, raise_on_failure=False)
     except Exception as error:  # not the task's own: its worker was killed, or could not reach Prefect
+        if isinstance(error, TimeoutError) and future.wrapped_future.status != "error":
+            raise
         return error
+
+
+def _is_api_trouble(result: object) -> bool:
+    """Tell whether a bundle could not begin or end since Prefect's API was away: no failure of its own or its worker's.
+
+    A process's first request asks for the version of the API, and says in a bare RuntimeError that nobody answers.
+    """
+    unreached = isinstance(result, RuntimeError) and str(result).startswith("Failed to reach API")
+    return unreached or isinstance(result, (httpx.HTTPError, ConcurrencySlotAcquisitionError))
 
 
 class _Crew:
@@ -274,13 +296,11 @@ class _Crew:
         elif isinstance(result, BundleReport) and result.committed:
             self._note(Ended(worker=result.worker))
 
-    def lost(self, beat: Beat) -> None:
-        """Take note of a slot that died, hung or stalled; Dask may have had its bundle called elsewhere since."""
-        bundle = self._bundles.get(beat.bundle)
-        if bundle is not None:
-            failed = {beat.batch_id} if beat.batch_id else {batch.batch_id for batch in bundle.batches}
-            cause = "it died or hung without a word"
-            self._note(Ended(worker=beat.worker, host=beat.host, failed=frozenset(failed), cause=cause))
+    def lost(self, beats: Sequence[Beat]) -> None:
+        """Take note of a process that died, hung or stalled; Dask may have had its bundles called elsewhere since."""
+        planned = {number: [batch.batch_id for batch in bundle.batches] for number, bundle in self._bundles.items()}
+        if (ended := died(beats, planned)) is not None:
+            self._note(ended)
 
     def _note(self, ended: Ended) -> None:
         self._history.append(ended)

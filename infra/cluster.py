@@ -63,7 +63,6 @@ class LocalWorkers:
     address: str
     slots: int
     security: Any
-    client: Any
     cluster: LocalCluster
 
     def news(self) -> list[str]:
@@ -82,9 +81,7 @@ class LocalWorkers:
 
     def restart(self, worker: str) -> None:
         """Let its nanny kill the process and make another."""
-        for state in list(self.cluster.scheduler.workers.values()):
-            if str(state.name) == worker:
-                self.client.restart_workers([state.name], timeout=30, raise_for_error=False)
+        self.cluster.restart(worker)
 
     def set_aside(self, worker: str) -> None:
         """Pause it, and every process that its nanny makes."""
@@ -181,7 +178,6 @@ def open_cluster(
                 address=cluster.scheduler_address,
                 slots=site.workers * threads,
                 security=cluster.security,
-                client=client,
                 cluster=cluster,
             )
         ) as workers:

@@ -11,6 +11,10 @@ SETTINGS: dict[str, object] = {
     "distributed.worker.daemon": True,
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "120s",
+    # A worker near its memory limit goes on, until it is over it and restarted: paused, it would wait for ever.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
     # What nobody looks at here: it took nine tenths of what a process uses that waits.
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "10s",

@@ -38,6 +38,14 @@ def pause(scheduler: Any, names: Collection[str]) -> None:
             scheduler.handle_worker_status_change(Status.paused, worker, f"aside-{worker.name}")
 
 
+async def restart(scheduler: Any, worker: str) -> None:
+    """Have the nanny of a worker start its process anew; it may be gone meanwhile."""
+    addresses = [address for address, state in scheduler.workers.items() if str(state.name) == worker]
+    await scheduler.restart_workers(
+        addresses, timeout=20, wait_for_workers=False, on_error="return", stimulus_id=f"restart-{worker}"
+    )
+
+
 class LocalCluster(distributed.LocalCluster):
     """Workers of this machine, each with a nanny in this process."""
 
@@ -68,6 +76,10 @@ class LocalCluster(distributed.LocalCluster):
     def news(self) -> list[str]:
         """Take what happened since the last call, in words."""
         return [self._news.popleft() for _ in range(len(self._news))]
+
+    def restart(self, worker: str) -> None:
+        """Start a worker's process, and with it the engine, anew."""
+        self.sync(restart, self.scheduler, worker)
 
     async def _tend(self) -> None:
         while True:

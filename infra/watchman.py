@@ -10,7 +10,7 @@ from pathlib import Path
 from infra.cluster import Cluster
 from infra.site import Site
 from infra.workers import clear_heartbeats, read_heartbeats
-from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, judge, observe
+from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, gravest, judge, observe
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +27,21 @@ class Watchman:
     def __init__(self, folder: Path, cluster: Cluster, site: Site) -> None:
         self._folder = folder
         self._cluster = cluster
-        self._patience = Patience(late_after=site.late_after, dead_after=site.dead_after, stall_after=site.stall_after)
+        self._patience = Patience(
+            late_after=site.late_after,
+            dead_after=site.dead_after,
+            stall_after=site.stall_after,
+            open_after=site.stall_after + site.dorado.start_within,  # who starts a server has a limit of its own
+        )
         self._sightings: dict[str, Sighting] = {}
-        self._told_late: set[str] = set()
-        self._restarted: set[str] = set()
+        self._told_late: set[tuple[str, int]] = set()
+        #: Processes that stalled, by worker; until a later one of it has answered a read.
+        self._restarted: dict[str, int] = {}
         self._looked = -LOOK_EVERY
-        self._lost: list[Beat] = []
+        self._lost: list[tuple[Beat, ...]] = []
 
-    def lost(self) -> list[Beat]:
-        """Take what was seen last of the slots that died, hung or stalled since the last call."""
+    def lost(self) -> list[tuple[Beat, ...]]:
+        """Take what was seen last of the slots of each process that died, hung or stalled since the last call."""
         lost, self._lost = self._lost, []
         return lost
 
@@ -53,45 +59,50 @@ class Watchman:
             self._sightings = excuse(self._sightings, seconds=away)
         yield from self._cluster.news()
         self._sightings = observe(self._sightings, read_heartbeats(self._folder), now=now)
-        verdicts = judge(self._sightings, self._patience, now=now)
-        self._told_late &= {key for key, verdict in verdicts.items() if verdict is Verdict.LATE}
-        for key, verdict in verdicts.items():
-            sighting = self._sightings[key]
+        found = gravest(self._sightings, judge(self._sightings, self._patience, now=now))
+        self._told_late &= {process for process, (_, verdict) in found.items() if verdict is Verdict.LATE}
+        for process, (sighting, verdict) in found.items():
+            beat, silent = sighting.beat, now - sighting.changed
             if verdict is Verdict.ALIVE:
-                continue
-            silent = now - sighting.changed
-            if verdict is not Verdict.STALLED and not self._cluster.has(sighting.beat.address):
+                if beat.reads and self._restarted.get(beat.worker, beat.process) != beat.process:
+                    del self._restarted[beat.worker]
+            elif verdict is not Verdict.STALLED and not self._cluster.has(beat.address):
                 # Its process died, Dask has seen it, and another of the same name may be well.
-                self._forget(key, sighting.beat)
-            elif verdict is Verdict.LATE and key not in self._told_late:
-                self._told_late.add(key)
-                yield f"worker {_place(sighting.beat)} is late: no sign of life for {silent:.0f} s"
+                self._forget(process)
+            elif verdict is Verdict.LATE and process not in self._told_late:
+                self._told_late.add(process)
+                yield f"worker {_place(beat)} is late: no sign of life for {silent:.0f} s"
             elif verdict is Verdict.DEAD:
-                yield f"worker {_place(sighting.beat)} is dead: no sign of life for {silent:.0f} s; it is replaced"
-                self._replace(sighting.beat)
+                yield f"worker {_place(beat)} is dead: no sign of life for {silent:.0f} s; it is replaced"
+                self._replace(process)
             elif verdict is Verdict.STALLED:
-                idle = now - sighting.progressed
-                again = sighting.beat.worker in self._restarted
+                what = "no read finished" if beat.ready else "its engine did not open"
+                again = beat.worker in self._restarted
                 yield (
-                    f"worker {_place(sighting.beat)} stalls: alive, but no read finished for {idle:.0f} s; "
+                    f"worker {_place(beat)} stalls: alive, but {what} for {now - sighting.progressed:.0f} s; "
                     + ("it did before, and is replaced" if again else "its engine is opened anew")
                 )
                 if again:
-                    self._replace(sighting.beat)
+                    self._replace(process)
                 else:
-                    self._restarted.add(sighting.beat.worker)
-                    self._cluster.restart(sighting.beat.worker)
-                    self._forget(key, sighting.beat)
+                    self._restarted[beat.worker] = beat.process
+                    self._cluster.restart(beat.worker)
+                    self._forget(process)
 
-    def _replace(self, beat: Beat) -> None:
-        self._lost.append(beat)
-        self._cluster.replace(beat.worker)
-        clear_heartbeats(self._folder, beat.worker)
+    def _replace(self, process: tuple[str, int]) -> None:
+        worker, _ = process
+        self._cluster.replace(worker)
+        self._forget(process)
+        clear_heartbeats(self._folder, worker)
 
-    def _forget(self, key: str, beat: Beat) -> None:
-        self._lost.append(beat)
-        self._sightings.pop(key, None)
-        clear_heartbeats(self._folder, beat.worker, beat.process)
+    def _forget(self, process: tuple[str, int]) -> None:
+        beats = {
+            key: one.beat for key, one in self._sightings.items() if (one.beat.worker, one.beat.process) == process
+        }
+        for key in beats:
+            del self._sightings[key]
+        self._lost.append(tuple(beats.values()))
+        clear_heartbeats(self._folder, *process)
 
 
 def _place(beat: Beat) -> str:

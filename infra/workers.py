@@ -190,6 +190,10 @@ class Heartbeat:
         self._write()
         self._thread.start()
 
+    def ready(self) -> None:
+        """Tell that the engine is open."""
+        self._beat = replace(self._beat, ready=True)
+
     def beat(self, *, batch_id: str, reads: int, samples: int) -> None:
         """Tell the progress; the file tells it within a second."""
         self._beat = replace(self._beat, batch_id=batch_id, reads=reads, samples=samples)

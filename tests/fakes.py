@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from infra.workers import worker_engine
 from tasks.core.calls import EngineIdentity, Outcome
 from tasks.core.errors import EngineError
@@ -68,6 +70,13 @@ def open_slowly(folder: Path, seconds: float) -> FakeEngine:
     """Take a while, as an engine does that loads a large model."""
     time.sleep(seconds)
     return open_fake(folder)
+
+
+def open_large(folder: Path, size: int) -> FakeEngine:
+    """Open an engine with which its process takes so many bytes of memory."""
+    engine = open_fake(folder)
+    engine.weights = bytearray(b"w") * (size - psutil.Process().memory_info().rss)  # type: ignore[attr-defined]
+    return engine
 
 
 class PoisonedEngine:

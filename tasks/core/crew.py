@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from tasks.core.liveness import Beat
+
 #: Failures on one worker, since it last committed anything, after which it gets no more bundles.
 FAILURES = 3
 #: A worker whose rate is under this share of the median is slow.
@@ -39,6 +41,26 @@ class SetAside:
             f"worker {self.worker} on {self.host} is set aside: {self.failures} bundles in a row failed on it that "
             f"failed nowhere else; the last cause was: {self.cause}"
         )
+
+
+def died(beats: Sequence[Beat], batches: Mapping[int, Collection[str]]) -> Ended | None:
+    """Return how a process ended that died, hung or stalled: one failure, however many slots it had.
+
+    Args:
+        beats: What its slots told last; none of them is of another process.
+        batches: Ids of the batches of each bundle of this flow.
+
+    Returns:
+        None when it held no bundle of this flow.
+    """
+    failed: set[str] = set()
+    for beat in beats:
+        if beat.bundle in batches:
+            failed.update([beat.batch_id] if beat.batch_id else batches[beat.bundle])
+    if not failed:
+        return None
+    cause = "it died or hung without a word"
+    return Ended(worker=beats[0].worker, host=beats[0].host, failed=frozenset(failed), cause=cause)
 
 
 def to_set_aside(history: Sequence[Ended], aside: Collection[str], *, most_workers: int) -> SetAside | None:

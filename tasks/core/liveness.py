@@ -25,6 +25,8 @@ class Beat:
     attempt: str = ""
     bundle: int = -1
     batch_id: str
+    #: Whether the engine is open: before, no read can be answered.
+    ready: bool = False
     #: Reads and samples answered in this bundle.
     reads: int
     samples: int
@@ -37,18 +39,18 @@ class Sighting:
     """A beat, and when we saw it."""
 
     beat: Beat
-    #: Our monotonic seconds: when the beat last changed, and when its reads did.
+    #: Our monotonic seconds: when the beat last changed, and when its reads did, or its engine opened.
     changed: float
     progressed: float
 
 
 class Verdict(Enum):
-    """What becomes of a slot."""
+    """What becomes of a slot, from the mildest to the gravest."""
 
     ALIVE = "alive"
     #: No sign of life for a while: shown, nothing else.
     LATE = "late"
-    #: Signs of life, but no read is answered: its engine is opened anew.
+    #: Signs of life, but no read is answered, or its engine does not open: it is opened anew.
     STALLED = "stalled"
     #: No sign of life for too long: its worker is replaced.
     DEAD = "dead"
@@ -56,11 +58,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Seconds until a slot is late, dead, stalled."""
+    """Seconds until a slot is late, dead, stalled; `open_after`: stalled while its engine opens."""
 
     late_after: float
     dead_after: float
     stall_after: float
+    open_after: float
 
 
 def observe(before: Mapping[str, Sighting], beats: Iterable[Beat], *, now: float) -> dict[str, Sighting]:
@@ -76,7 +79,8 @@ def observe(before: Mapping[str, Sighting], beats: Iterable[Beat], *, now: float
         if last is None:
             seen[key] = Sighting(beat=beat, changed=now, progressed=now)
         elif beat != last.beat:
-            progressed = now if beat.reads != last.beat.reads else last.progressed
+            moved = (beat.reads, beat.ready) != (last.beat.reads, last.beat.ready)
+            progressed = now if moved else last.progressed
             seen[key] = Sighting(beat=beat, changed=now, progressed=progressed)
         else:
             seen[key] = last
@@ -96,12 +100,25 @@ def judge(sightings: Mapping[str, Sighting], patience: Patience, *, now: float) 
     return {key: _verdict(sighting, patience, now) for key, sighting in sightings.items()}
 
 
+def gravest(
+    sightings: Mapping[str, Sighting], verdicts: Mapping[str, Verdict]
+) -> dict[tuple[str, int], tuple[Sighting, Verdict]]:
+    """Return what becomes of each process, by worker and process: what befalls one of its slots befalls all."""
+    order = list(Verdict)
+    found: dict[tuple[str, int], tuple[Sighting, Verdict]] = {}
+    for key, sighting in sightings.items():
+        process = sighting.beat.worker, sighting.beat.process
+        if process not in found or order.index(verdicts[key]) > order.index(found[process][1]):
+            found[process] = sighting, verdicts[key]
+    return found
+
+
 def _verdict(sighting: Sighting, patience: Patience, now: float) -> Verdict:
     silent = now - sighting.changed
     if silent >= patience.dead_after:
         return Verdict.DEAD
     if silent >= patience.late_after:
         return Verdict.LATE
-    if now - sighting.progressed >= patience.stall_after:
+    if now - sighting.progressed >= (patience.stall_after if sighting.beat.ready else patience.open_after):
         return Verdict.STALLED
     return Verdict.ALIVE

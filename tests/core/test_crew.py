@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from tasks.core.crew import FAILURES, Ended, figures_of, slow_workers, to_set_aside
+from tasks.core.crew import FAILURES, Ended, died, figures_of, slow_workers, to_set_aside
+from tasks.core.liveness import Beat
 
 
 def ended(worker: str, *failed: str) -> Ended:
@@ -37,6 +38,19 @@ def test_a_batch_that_fails_everywhere_is_no_matter_of_workers() -> None:
 
 def test_one_batch_alone_is_no_proof() -> None:
     assert to_set_aside([ended("a"), *[ended("b", "1")] * 9], (), most_workers=2) is None
+
+
+def test_a_process_that_dies_is_one_failure_whatever_its_slots() -> None:
+    told = {"worker": "w", "host": "h", "process": 1, "reads": 0, "samples": 0, "time": 0.0}
+    slots = [
+        Beat(bundle=1, batch_id="a", **told),
+        Beat(bundle=2, batch_id="", **told),
+        Beat(bundle=9, batch_id="z", **told),
+    ]
+    found = died(slots, {1: ["a", "b"], 2: ["c", "d"]})
+    assert found is not None
+    assert (found.worker, found.host, found.failed) == ("w", "h", {"a", "c", "d"})
+    assert died(slots[2:], {1: ["a", "b"]}) is None  # an earlier flow's
 
 
 def test_what_failed_before_a_worker_committed_again_is_forgotten() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, judge, observe
+from tasks.core.liveness import Beat, Patience, Sighting, Verdict, excuse, gravest, judge, observe
 
-PATIENCE = Patience(late_after=10, dead_after=60, stall_after=300)
+PATIENCE = Patience(late_after=10, dead_after=60, stall_after=300, open_after=900)
 
 
-def beat(time: float = 0.0, *, worker: str = "w", reads: int = 0, attempt: str = "a") -> Beat:
-    return Beat(worker=worker, process=1, attempt=attempt, batch_id="b", reads=reads, samples=10 * reads, time=time)
+def beat(time: float = 0.0, *, process: int = 1, reads: int = 0, attempt: str = "a", ready: bool = True) -> Beat:
+    told = {"batch_id": "b", "reads": reads, "samples": 10 * reads, "time": time, "ready": ready}
+    return Beat(worker="w", process=process, attempt=attempt, **told)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,27 @@ def test_beats_without_reads_are_life_but_no_progress() -> None:
     assert (sighting.changed, sighting.progressed) == (530, 520)
 
 
+def test_an_engine_that_opens_has_more_time_than_one_that_calls() -> None:
+    opening = follow((500, [beat(1, ready=False)]), (1399, [beat(2, ready=False)]))
+    assert set(judge(opening, PATIENCE, now=1399).values()) == {Verdict.ALIVE}
+    assert set(judge(opening, PATIENCE, now=1400).values()) == {Verdict.STALLED}
+    opened = observe(opening, [beat(3)], now=1400)
+    assert set(judge(opened, PATIENCE, now=1409).values()) == {Verdict.ALIVE}
+
+
+def test_a_process_fares_as_the_worst_of_its_slots() -> None:
+    slots = [beat(1, attempt="a"), beat(1, attempt="b"), beat(1, process=2)]
+    seen = follow(
+        (500, slots), (800, [beat(2, attempt="a", reads=1), beat(2, attempt="b"), beat(2, process=2, reads=1)])
+    )
+    found = gravest(seen, judge(seen, PATIENCE, now=800))
+    assert {process: verdict for process, (_, verdict) in found.items()} == {
+        ("w", 1): Verdict.STALLED,
+        ("w", 2): Verdict.ALIVE,
+    }
+    assert found["w", 1][0].beat.attempt == "b"
+
+
 def test_a_beat_that_stays_the_same_ages() -> None:
     (sighting,) = follow((500, [beat(1)]), (510, [beat(1)]), (561, [beat(1)])).values()
     assert sighting.changed == 500
@@ -80,7 +102,5 @@ def test_a_new_attempt_of_the_same_worker_begins_anew() -> None:
 
 
 def test_slots_are_judged_apart() -> None:
-    sightings = follow(
-        (500, [beat(1, worker="one"), beat(1, worker="two")]), (570, [beat(1, worker="one"), beat(9, worker="two")])
-    )
+    sightings = follow((500, [beat(1, process=1), beat(1, process=2)]), (570, [beat(1, process=1), beat(9, process=2)]))
     assert sorted(verdict.value for verdict in judge(sightings, PATIENCE, now=571).values()) == ["alive", "dead"]

@@ -18,7 +18,15 @@ from infra import dask_settings
 from infra.cluster import Cluster, open_cluster, task_runner
 from infra.site import Site
 from tasks.core.errors import EngineError
-from tests.fakes import engine_and_process, open_broken, open_fake, open_slowly, wait_for_gate, worker_environment
+from tests.fakes import (
+    engine_and_process,
+    open_broken,
+    open_fake,
+    open_large,
+    open_slowly,
+    wait_for_gate,
+    worker_environment,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +120,23 @@ def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
     }
     assert len(by_worker) == 2
     assert all(engine == "fake" for _, engine, _ in by_worker.values())
+
+
+def test_a_worker_that_went_meanwhile_is_not_restarted(cluster: Cluster) -> None:
+    cluster.restart("99")
+
+
+def test_a_worker_near_its_memory_limit_goes_on(tmp_path: Path) -> None:
+    site = Site(name="test", workers=1, memory_gb=1.0)
+    with (
+        open_cluster(
+            site, partial(open_large, tmp_path, 860_000_000), slots=1, logs=tmp_path, log_level="INFO"
+        ) as cluster,
+        distributed.Client(cluster.address, security=cluster.security, set_as_default=False) as client,
+    ):
+        _, _, first = client.submit(engine_and_process, 0).result(timeout=300)
+        time.sleep(2)  # in which Dask would have paused it
+        assert client.submit(engine_and_process, 1).result(timeout=300) == (1, "fake", first)
 
 
 def test_an_engine_that_does_not_open_is_an_error_of_the_task(tmp_path: Path) -> None:
