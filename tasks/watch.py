@@ -32,7 +32,7 @@ from tasks.core.watching import (
 )
 from tasks.formats.arrivals import Arrivals, SeenFolder
 from tasks.formats.planfile import has_plan, read_plan
-from tasks.formats.pod5 import Pod5Index, scan_pod5
+from tasks.formats.pod5 import Pod5Index, is_lost_folder, scan_pod5
 from tasks.formats.workspace import Workspace, write_json, write_text
 from tasks.merge import merged_before
 from tasks.settings import RunSettings
@@ -197,15 +197,17 @@ class _Walk:
         before = self._arrivals.files(path)
         files: dict[str, ArrivedFile] = {}
         subfolders = []
+        problems: dict[str, str] = {}
         ended = False
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or Path(entry.path) == self._settings.out:
                     continue
                 if not _speakable(entry.path):
-                    self.problems[ascii(entry.path)] = "its name is not UTF-8, or has a line break; rename it"
-                    continue
-                if entry.is_dir():
+                    problems[ascii(entry.path)] = "its name is not UTF-8, or has a line break; rename it"
+                elif is_lost_folder(Path(entry.path)):
+                    problems[entry.path] = f"links to {Path(entry.path).readlink()}, which is not there"
+                elif entry.is_dir():
                     subfolders.append(entry.path)
                 elif entry.name.endswith(".pod5"):
                     files[entry.path] = self._file(entry, before.get(entry.path))
@@ -214,9 +216,15 @@ class _Walk:
         changed = [file for file in files.values() if before.get(file.path) != file]
         self._arrivals.put_files(path, changed)
         self._arrivals.forget_files(before.keys() - files)
-        quiet = not any(file.state == "growing" or file.reason in PASSING | GROWING for file in files.values())
+        self.problems |= problems
+        awaited = any(file.state == "growing" or file.reason in PASSING | GROWING for file in files.values())
         seen = SeenFolder(
-            path=path, mtime_ns=mtime_ns, listed=self._now, subfolders=tuple(subfolders), ended=ended, quiet=quiet
+            path=path,
+            mtime_ns=mtime_ns,
+            listed=self._now,
+            subfolders=tuple(subfolders),
+            ended=ended,
+            quiet=not awaited and not problems,
         )
         self._arrivals.put_folder(seen)
         return seen, bool(changed) or known is None or replace(known, listed=seen.listed) != seen
@@ -277,7 +285,7 @@ def _judge(
     arrivals: Arrivals, settings: WatchSettings, folder: str, found: _RunFolders, out: Path, now: float
 ) -> RunSeen | None:
     """Say what to do about one run; None where there is none."""
-    closed = arrivals.closed(folder)
+    closed = arrivals.closed(folder, rules=settings.stop_rules)
     if closed and not found.changed:
         return RunSeen(folder=folder, out=str(out), action="closed", why=closed[1], files=closed[0])
     files = [file for path in found.folders for file in arrivals.files(path).values()]
@@ -293,7 +301,7 @@ def _judge(
         now=now,
     )
     if decision.action == "close":
-        arrivals.close_run(folder, files=len(files), why=decision.why)
+        arrivals.close_run(folder, rules=settings.stop_rules, files=len(files), why=decision.why)
     elif closed:
         arrivals.reopen_run(folder)
     seen = RunSeen(

@@ -16,7 +16,7 @@ from tasks.merge import merge
 from tasks.settings import RunSettings, checked
 from tasks.verify import verify
 from tasks.watch import STATE, Look, covered, look, note_failure
-from tasks.watch_settings import WatchSettings
+from tasks.watch_settings import StopSettings, WatchSettings
 from tests.making import write_pod5
 from tests.test_pipeline import call
 
@@ -121,6 +121,36 @@ def test_foreign_and_unreadable_files_are_listed_and_stop_nothing(site: Site) ->
     seen = site.look(NOW + 20)
     assert len(seen.calls) == 1
     assert len(seen.problems) == 4, seen.problems
+
+
+def test_a_name_that_is_of_no_use_and_a_link_to_nowhere_are_told_at_every_look(site: Site, tmp_path: Path) -> None:
+    (site.data / "two\nlines").mkdir()
+    (site.data / "late").symlink_to(tmp_path / "away")
+    os.utime(site.data, (NOW, NOW))
+    for at in (20, 30):
+        assert [path for path, _ in site.look(NOW + at).problems] == [
+            ascii(f"{site.data}/two\nlines"),
+            f"{site.data}/late",
+        ]
+    write_pod5(tmp_path / "away" / "a.pod5", [5_000])
+    os.utime(tmp_path / "away" / "a.pod5", (NOW, NOW))
+    seen = site.look(NOW + 40)
+    assert [run.folder for run in seen.calls] == [f"{site.data}/late"]
+    assert len(seen.problems) == 1
+
+
+def test_a_run_that_was_closed_is_open_by_other_stop_rules(site: Site) -> None:
+    for number in (0, 1):
+        site.write(f"run/{number}.pod5", at=NOW + number, first=3 * number)
+    site.settings = site.settings.model_copy(update={"stop": StopSettings(reads=3)})
+    (first,) = site.look(NOW + 20).calls
+    assert first.call
+    site.call(first.call.settings)
+    assert [site.look(NOW + at).runs[0].action for at in (30, 40)] == ["close", "closed"]
+    site.settings = site.settings.model_copy(update={"stop": StopSettings(reads=6)})
+    (more,) = site.look(NOW + 50).calls
+    assert more.call
+    assert len(find_pod5(more.call.settings.input)) == 2
 
 
 @pytest.mark.parametrize("reserved", [False, True], ids=["grows", "space reserved"])

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.core.watching import ArrivedFile
+from tasks.core.watching import ArrivedFile, StopRules
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_by_folder ON files (folder);
 CREATE TABLE IF NOT EXISTS folders (
   path TEXT PRIMARY KEY, mtime_ns INTEGER, listed REAL, subfolders TEXT, ended INTEGER, quiet INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS closed (folder TEXT PRIMARY KEY, files INTEGER, why TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS closed_by (folder TEXT PRIMARY KEY, rules TEXT, files INTEGER, why TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY, count INTEGER) WITHOUT ROWID;
 """
 COLUMNS = "path, size, mtime_ns, since, state, reason, message, reads, samples, facts"
@@ -40,7 +40,7 @@ class SeenFolder:
     subfolders: tuple[str, ...]
     #: It holds a final_summary of MinKNOW's.
     ended: bool
-    #: No file of it is awaited: while its mtime stays, listing it again shows nothing new.
+    #: Nothing in it is awaited, or to be told of: while its mtime stays, listing it again shows nothing new.
     quiet: bool
 
 
@@ -126,16 +126,21 @@ class Arrivals:
             (folder.path, folder.mtime_ns, folder.listed, json.dumps(folder.subfolders), folder.ended, folder.quiet),
         )
 
-    def closed(self, folder: str) -> tuple[int, str] | None:
-        """Return the count of files and the reason with which a run was closed; None for one that is open."""
-        row = self._database.execute("SELECT files, why FROM closed WHERE folder = ?", (folder,)).fetchone()
+    def closed(self, folder: str, *, rules: StopRules) -> tuple[int, str] | None:
+        """Return the count of files and the reason with which a run was closed; None for one that is open.
+
+        One that was closed by other rules is: they may have been raised.
+        """
+        row = self._database.execute(
+            "SELECT files, why FROM closed_by WHERE folder = ? AND rules = ?", (folder, repr(rules))
+        ).fetchone()
         return (int(row[0]), str(row[1])) if row else None
 
-    def close_run(self, folder: str, *, files: int, why: str) -> None:
-        self._database.execute("REPLACE INTO closed VALUES (?, ?, ?)", (folder, files, why))
+    def close_run(self, folder: str, *, rules: StopRules, files: int, why: str) -> None:
+        self._database.execute("REPLACE INTO closed_by VALUES (?, ?, ?, ?)", (folder, repr(rules), files, why))
 
     def reopen_run(self, folder: str) -> None:
-        self._database.execute("DELETE FROM closed WHERE folder = ?", (folder,))
+        self._database.execute("DELETE FROM closed_by WHERE folder = ?", (folder,))
 
     def failures(self, key: str) -> int:
         """Return how often the call of this key has failed."""

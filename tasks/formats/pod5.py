@@ -97,13 +97,14 @@ def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
             seen.add((status.st_dev, status.st_ino))
             subfolders.sort()
             for name in sorted(names):
-                if name.endswith(".pod5") or ("." not in name and _dangles(Path(folder, name))):
+                if name.endswith(".pod5") or is_lost_folder(Path(folder, name)):
                     found.setdefault(Path(folder, name))
     return list(found)
 
 
-def _dangles(path: Path) -> bool:
-    return path.is_symlink() and not os.access(path, os.F_OK)
+def is_lost_folder(path: Path) -> bool:
+    """Tell whether a path is a dangling link that may have led to a folder: its name has no suffix."""
+    return "." not in path.name and path.is_symlink() and not os.access(path, os.F_OK)
 
 
 def scan_pod5(path: Path) -> Pod5Index:
