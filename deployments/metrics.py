@@ -26,7 +26,7 @@ GAUGES: tuple[tuple[str, str, Callable[[RunProgress], float]], ...] = (
     ("shoal_batches_done", "Batches committed", lambda p: p.batches_done),
     ("shoal_bases", "Bases called", lambda p: p.bases),
     ("shoal_busy_fraction", "Share of the slots' time that went to the engine", lambda p: p.busy),
-    ("shoal_samples_per_second", "Mean rate since the first batch began", lambda p: p.samples_per_second),
+    ("shoal_samples_per_second", "Mean rate while batches were called", lambda p: p.samples_per_second),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +27,8 @@ class RunProgress:
     called: int = 0
     skipped: int = 0
     quarantined: int = 0
-    #: Seconds since the epoch: when the first committed batch began and the last ended; None before there is one.
-    began: float | None = None
-    ended: float | None = None
+    #: Seconds since the epoch: when each committed batch began and ended.
+    spans: list[tuple[float, float]] = field(default_factory=list)
     metrics: dict[str, StageFigures] = field(default_factory=dict)
 
     @property
@@ -49,10 +48,18 @@ class RunProgress:
 
     @property
     def samples_per_second(self) -> float:
-        """Mean rate between the beginning of the first batch and the end of the last; 0 before there is one."""
-        if self.began is None or self.ended is None or self.ended <= self.began:
-            return 0.0
-        return self.samples_done / (self.ended - self.began)
+        """Mean rate while batches were called; 0 before there is one."""
+        seconds = covered_seconds(self.spans)
+        return self.samples_done / seconds if seconds else 0.0
+
+
+def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Return for how long any of some spans of time, (begin, end), was going on."""
+    covered, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(end - max(begin, until), 0.0)
+        until = max(until, end)
+    return covered
 
 
 class Watch:
@@ -100,6 +107,5 @@ def _count(progress: RunProgress, manifest: dict[str, Any]) -> None:
     progress.called += manifest["fates"]["called"]
     progress.skipped += manifest["fates"]["skipped"]
     progress.quarantined += manifest["fates"]["quarantined"]
-    progress.began = min(progress.began or time.time(), manifest["began"])
-    progress.ended = max(progress.ended or 0.0, manifest["ended"])
+    progress.spans.append((manifest["began"], manifest["ended"]))
     add_up(progress.metrics, manifest["metrics"])

@@ -47,7 +47,7 @@ class Served:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         (folder / "lab.toml").write_text(f'name = "lab"\nroots = ["{folder}/data", "{folder}/calls"]\n')
         site = ["--site", folder / "lab.toml", "--settings", folder / "watch.toml"]
-        options = ["--out", self.out, "--every", "10s", "--port", str(port), "--home", self.home.folder]
+        options = ["--out", self.out, "--every", "30s", "--port", str(port), "--home", self.home.folder]
         self.process = subprocess.Popen(
             [SHOAL, "serve", self.data, *options, *site, *more],
             stderr=self._log,

@@ -169,16 +169,8 @@ def extend_plan(
         else ()
     )
     new_batches = tuple(replace(batch, number=batch.number + len(plan.batches)) for batch in added_plan.batches)
-    counted = tuple(
-        PlannedRun(
-            info=run.info,
-            reads=int((reads.run == i).sum()),
-            samples=int(reads.num_samples[reads.run == i].sum()),
-            refused=run.refused,
-        )
-        for i, run in enumerate(runs)
-    )
-    return Plan(runs=counted, files=files, batches=old_batches + new_batches), reads
+    infos, refused = [run.info for run in runs], [run.refused for run in runs]
+    return Plan(runs=_counted(infos, refused, reads), files=files, batches=old_batches + new_batches), reads
 
 
 def _kept_files(
@@ -254,16 +246,19 @@ def _assemble(
         )
         for i, file in enumerate(found.files)
     )
-    runs = tuple(
-        PlannedRun(
-            info=info,
-            reads=int((reads.run == i).sum()),
-            samples=int(reads.num_samples[reads.run == i].sum()),
-            refused=found.refused[i],
-        )
-        for i, info in enumerate(found.runs)
-    )
+    runs = _counted(found.runs, found.refused, reads)
     return Plan(runs=runs, files=files, batches=tuple(batches)), reads
+
+
+def _counted(infos: Sequence[RunInfo], refused: Sequence[str], reads: PlannedReads) -> tuple[PlannedRun, ...]:
+    """Count the reads and samples of each run."""
+    counts = np.bincount(reads.run, minlength=len(infos)).tolist()
+    samples = np.zeros(len(infos), np.int64)
+    np.add.at(samples, reads.run, reads.num_samples)  # bincount's weights are floats
+    return tuple(
+        PlannedRun(info=info, reads=count, samples=total, refused=why)
+        for info, count, total, why in zip(infos, counts, samples.tolist(), refused, strict=True)
+    )
 
 
 def _account(file: FoundFile, samples: int, duplicates: int, refused: int, refusal: str) -> PlannedFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -64,10 +65,12 @@ def _put_back() -> Iterator[None]:
 
 
 @pytest.fixture
-def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No API is configured; the Prefect home is empty."""
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefect_database: Path) -> Path:
+    """No API is configured; the Prefect home has an empty database."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(prefect_database, tmp_path / "home")
     return tmp_path
 
 
@@ -128,6 +131,7 @@ def test_a_server_that_dies_tells_why(unset: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_runs_at_once_on_a_new_home(unset: Path) -> None:
+    shutil.rmtree(unset / "home")
     both = [start(unset, name, {}) for name in ("first", "second")]
     said = [finished(process) for process in both]
     assert all("starting a Prefect server" in each for each in said)
@@ -136,9 +140,9 @@ def test_two_runs_at_once_on_a_new_home(unset: Path) -> None:
 
 def test_neither_profiles_nor_proxies_come_between(unset: Path) -> None:
     """A profile without an address, as Prefect's own default is, and a proxy that can't reach our loopback."""
-    home = unset / "home"
-    home.mkdir()
-    (home / "profiles.toml").write_text('active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "WARNING"\n')
+    (unset / "home" / "profiles.toml").write_text(
+        'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "WARNING"\n'
+    )
     nowhere = "http://127.0.0.1:9"
     finished(start(unset, "proxied", {"http_proxy": nowhere, "HTTP_PROXY": nowhere, "no_proxy": "", "NO_PROXY": ""}))
 
@@ -163,11 +167,9 @@ def test_it_is_ended_and_the_environment_put_back_after_an_error(unset: Path) ->
     assert dict(os.environ) == environment
 
 
-def test_a_server_for_other_machines_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def test_a_server_for_other_machines_asks_for_a_password(unset: Path) -> None:
     said: list[str] = []
-    with prefect_api(log_folder=tmp_path, announce=said.append, host="127.0.0.2") as url:
+    with prefect_api(log_folder=unset, announce=said.append, host="127.0.0.2") as url:
         assert url.startswith("http://127.0.0.2:")
         user, _, password = os.environ["PREFECT_API_AUTH_STRING"].partition(":")
         ask = partial(http_post, f"{url}/flow_runs/filter", json={})
