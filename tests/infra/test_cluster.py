@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,11 @@ import dask
 import distributed
 import pytest
 from prefect import flow, task
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
+from prefect.task_engine import run_task_sync
+from prefect_dask.task_runners import PrefectDaskFuture
 
+from flows.rounds import _is_api_trouble, _result
 from infra import dask_settings
 from infra.cluster import Cluster, open_cluster, task_runner
 from infra.site import Site
@@ -58,8 +63,8 @@ def cluster(marks: Path) -> Iterator[Cluster]:
         patch.setattr(distributed.Nanny.close, "__defaults__", (60, "nanny-close"))
     opened = {file.name.split("-")[1] for file in marks.glob("opened-*")}
     closed = {file.name.split("-")[1] for file in marks.glob("closed-*")}
-    assert closed < opened  # all but the killed one
-    assert len(opened - closed) == 1
+    assert closed < opened  # all but the killed ones
+    assert len(opened - closed) == 2
 
 
 @pytest.fixture
@@ -111,6 +116,24 @@ def test_a_killed_workers_task_runs_again_with_an_engine(client: distributed.Cli
     assert future.result(timeout=300) == (7, "fake", second)
 
 
+def test_a_result_that_is_lost_keeps_nobody_waiting(
+    client: distributed.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask has it made again, which may take long: who waits for it goes on meanwhile."""
+    monkeypatch.setattr("flows.rounds.RESULT_WITHIN", 0.5)
+    (tmp_path / "gate").touch()
+    future = client.submit(wait_for_gate, 8, tmp_path, pure=False)
+    assert future.result(timeout=300)[0] == 8
+    (tmp_path / "gate").unlink()
+    first = began(tmp_path, 8, set())
+    os.kill(first, signal.SIGKILL)
+    second = began(tmp_path, 8, {first})
+    with pytest.raises(TimeoutError):
+        _result(PrefectDaskFuture(task_run_id=uuid.uuid4(), wrapped_future=future))
+    (tmp_path / "gate").touch()
+    assert future.result(timeout=300) == (8, "fake", second)
+
+
 def test_a_restarted_worker_has_an_engine(client: distributed.Client) -> None:
     """The nanny's new process opens one before it takes its first task."""
     client.wait_for_workers(2, timeout=300)
@@ -137,6 +160,17 @@ def test_a_worker_near_its_memory_limit_goes_on(tmp_path: Path) -> None:
         _, _, first = client.submit(engine_and_process, 0).result(timeout=300)
         time.sleep(2)  # in which Dask would have paused it
         assert client.submit(engine_and_process, 1).result(timeout=300) == (1, "fake", first)
+
+
+def test_an_api_that_is_away_is_told_from_a_failure() -> None:
+    """Also by a process that asks it for the first time."""
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_SERVER_EPHEMERAL_ENABLED: False}),
+        pytest.raises(RuntimeError) as raised,
+    ):
+        run_task_sync(task(engine_and_process, name="bundle"), parameters={"number": 0})
+    assert _is_api_trouble(raised.value)
+    assert not _is_api_trouble(EngineError("the GPU fell off the bus"))
 
 
 def test_an_engine_that_does_not_open_is_an_error_of_the_task(tmp_path: Path) -> None:
