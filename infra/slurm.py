@@ -295,7 +295,7 @@ class SlurmCluster(SLURMCluster):
                     self._stillborn = 0
                     self._tell(f"worker {name} is there: job {self.job_of(name)} on {there[name].host}")
                     known.idle_since = now
-                if there[name].processing or name in self.aside:
+                if there[name].processing:
                     known.idle_since = now
         missing = [name for name in self.workers if name not in there]
         lost = any(self._known[name].was_there for name in missing if name in self._known)
@@ -333,28 +333,30 @@ class SlurmCluster(SLURMCluster):
         now = time.monotonic()
         if now < self._retry_at or self.trouble:
             return
-        bundles = sum(task.state in _UNFINISHED for task in self.scheduler.tasks.values())
+        bundles = sum(
+            task.state in _UNFINISHED and (task.processing_on is None or task.processing_on.name not in self.aside)
+            for task in self.scheduler.tasks.values()
+        )
         by_pool: list[dict[str, float]] = []
+        states: list[PoolState] = []
         for pool in self._pools:
-            by_pool.append(
-                {
-                    name: now - known.idle_since
-                    for name, known in self._known.items()
-                    if known.pool is pool and name in self.worker_spec
-                }
+            names = [name for name, known in self._known.items() if known.pool is pool and name in self.worker_spec]
+            idle = {name: now - self._known[name].idle_since for name in names if name not in self.aside}
+            by_pool.append(idle)
+            states.append(
+                PoolState(
+                    maximum=pool.resources.maximum,
+                    workers=len(idle),
+                    idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
+                    aside=len(names) - len(idle),
+                )
             )
-        states = [
-            PoolState(
-                maximum=pool.resources.maximum,
-                workers=len(idle),
-                idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
-            )
-            for pool, idle in zip(self._pools, by_pool, strict=True)
-        ]
         scaling = self._scaling
         add, drop = correction(
             states, bundles=bundles, slots=scaling.slots, minimum=scaling.minimum, maximum=scaling.maximum
         )
+        if bundles and not any(add) and not any(state.workers for state in states):
+            self.trouble = "all workers that there may be were set aside, and nobody is left who could call"
         for pool, idle, more, fewer in zip(self._pools, by_pool, add, drop, strict=True):
             for name in sorted(idle, key=lambda name: -idle[name])[:fewer]:
                 self._tell(f"worker {name} had nothing to do for {idle[name]:.0f} s and gives its job back")
