@@ -183,6 +183,26 @@ def test_a_hung_worker_is_replaced(tmp_path: Path, slurm_here: None) -> None:
 
 
 @pytest.mark.slurm
+def test_others_call_what_one_that_is_set_aside_does_not(tmp_path: Path, slurm_here: None) -> None:
+    """It keeps its job, and is no capacity; when nobody else can come, the flow is told."""
+    with workers(tmp_path, H100, idle=600) as (cluster, client):
+        for name in "h100-0", "h100-1":
+            called = client.submit(engine_and_process, 0, pure=False)
+            wait_for(lambda called=called: called.done())
+            assert cluster.keeps(name)
+            cluster.set_aside(name)
+            wait_for(lambda: statuses(cluster) == {Status.paused})
+        assert not cluster.cluster.trouble
+        waiting = client.submit(engine_and_process, 0, pure=False)
+        wait_for(lambda: cluster.cluster.trouble)
+        with pytest.raises(ShoalError, match="set aside, and nobody is left"):
+            cluster.news()
+        waiting.release()
+        slurm("scancel", *jobs())
+        wait_for(lambda: not cluster.keeps("h100-0") and not cluster.keeps("h100-1"))
+
+
+@pytest.mark.slurm
 def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: None) -> None:
     """It finishes its bundle, takes no other, and another worker comes."""
     with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=540) as (cluster, client):
