@@ -1,9 +1,10 @@
 """A Dask cluster whose workers are Slurm jobs, without the holes of dask-jobqueue's.
 
 What this adds to SLURMCluster, each for a fault that was seen: a lost job is replaced, under another name; an sbatch
-that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came up
-are noticed, and told; a job that waits too long is told with Slurm's reason; several pools serve one queue, grow with
-the work and shrink when idle; at the end no job of the run is left, even when Slurm was away meanwhile.
+that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came
+up, or run without one, are noticed, told and replaced; a job that waits too long is told with Slurm's reason; several
+pools serve one queue, grow with the work and shrink when idle; at the end no job of the run is left, even when Slurm
+was away meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 from distributed.core import Status
@@ -46,6 +47,8 @@ QUEUE_EVERY = 15.0
 RETRY_AFTER = 5.0
 #: Seconds that a worker tries to reach the scheduler before it ends its job.
 DEATH_TIMEOUT = 60
+#: Seconds that a job may run before its worker is there, which has Python to load from a file system that may be slow.
+START_WITHIN = 300.0
 #: Jobs in a row that end before a worker came up, after which more of them are no use.
 STILLBORN = 5
 #: Seconds in which the last jobs must be gone from the queue, at the end.
@@ -132,6 +135,8 @@ class _Known:
     #: Whether its worker was ever there.
     was_there: bool = False
     told_pending: bool = False
+    #: Monotonic seconds since when Slurm calls it running; None while it does not.
+    running_since: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,11 +152,21 @@ class Scaling:
     tell_pending_after: float = 120.0
 
 
+class Queued(NamedTuple):
+    """What Slurm says of a job."""
+
+    state: str
+    #: The empty string before it has one.
+    node: str
+    #: Why it waits.
+    reason: str
+
+
 @dataclass(slots=True)
 class QueueState:
-    """Jobs of the run in Slurm's queue: state and reason by job id; None where Slurm did not answer."""
+    """Jobs of the run in Slurm's queue, by job id; None where Slurm did not answer."""
 
-    jobs: dict[str, tuple[str, str]] | None = None
+    jobs: dict[str, Queued] | None = None
     looked: float = field(default_factory=lambda: -QUEUE_EVERY)
 
 
@@ -305,28 +320,44 @@ class SlurmCluster(SLURMCluster):
                 await self._judge_job(name, now)
 
     async def _judge_job(self, name: str, now: float) -> None:
-        """Tell and replace a job that has gone; tell one that waits long."""
+        """Tell and replace a job that has gone, or runs without a worker; tell one that waits long."""
         job, known = self.workers.get(name), self._known.get(name)
         if self._queue.jobs is None or job is None or known is None or now - job.submitted < 5 * TICK:
             return
-        state, reason = self._queue.jobs.get(job.job_id, ("", ""))
-        if state == "PENDING":
+        queued = self._queue.jobs.get(job.job_id, _GONE)
+        if queued.state != "RUNNING":
+            known.running_since = None
+        elif known.running_since is None:
+            known.running_since = now
+        if queued.state == "PENDING":
             waited = now - job.submitted
             if waited > self._scaling.tell_pending_after and not known.told_pending:
                 known.told_pending = True
-                self._tell(f"job {job.job_id} for worker {name} has waited for {waited:.0f} s; Slurm says: {reason}")
-        elif state in ("", "COMPLETING"):
-            self.workers.pop(name)
-            self._forget(name)
-            await job.close()
+                self._tell(
+                    f"job {job.job_id} for worker {name} has waited for {waited:.0f} s; Slurm says: {queued.reason}"
+                )
+        elif queued.state in ("", "COMPLETING"):
+            await self._give_up(name, job)
             if known.was_there:
                 self._tell(f"job {job.job_id} of worker {name} has ended; another takes its place")
-                return
-            self._stillborn += 1
-            said = _tail(self._logs / f"{self._run_id}-{job.job_id}.err")
-            self._tell(f"job {job.job_id} ended before its worker came up; {said}")
-            if self._stillborn >= STILLBORN:
-                self.trouble = f"{STILLBORN} Slurm jobs in a row ended before a worker came up; of the last one, {said}"
+            else:
+                self._count_stillborn(job, "ended before its worker came up")
+        elif known.running_since is not None and not known.was_there and now - known.running_since > START_WITHIN:
+            await self._give_up(name, job)
+            ran = now - known.running_since
+            self._count_stillborn(job, f"ran for {ran:.0f} s on {queued.node} and its worker {name} did not come up")
+
+    async def _give_up(self, name: str, job: SlurmJob) -> None:
+        self.workers.pop(name)
+        self._forget(name)
+        await job.close()
+
+    def _count_stillborn(self, job: SlurmJob, what: str) -> None:
+        self._stillborn += 1
+        said = _tail(self._logs / f"{self._run_id}-{job.job_id}.err")
+        self._tell(f"job {job.job_id} {what}; {said}")
+        if self._stillborn >= STILLBORN:
+            self.trouble = f"{STILLBORN} Slurm jobs in a row ended before a worker came up; of the last one, {said}"
 
     def _scale_to_work(self) -> None:
         """Ask for workers where bundles wait, and give back those that idle."""
@@ -388,14 +419,14 @@ class SlurmCluster(SLURMCluster):
         if not self._news or self._news[-1] != text:
             self._news.append(text)
 
-    async def _squeue(self) -> dict[str, tuple[str, str]] | None:
+    async def _squeue(self) -> dict[str, Queued] | None:
         try:
-            listed = await SlurmJob._call(["squeue", "--noheader", "--name", self._run_id, "--format", "%A|%T|%r"])
+            listed = await SlurmJob._call(["squeue", "--noheader", "--name", self._run_id, "--format", "%A|%T|%N|%r"])
         except (RuntimeError, OSError) as error:
             logger.warning("squeue failed: %s", _last_line(str(error)))
             return None
-        rows = (line.strip().split("|", 2) for line in listed.splitlines() if line.strip())
-        return {job: (state, reason) for job, state, reason in rows}
+        rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.strip())
+        return {job: Queued(*said) for job, *said in rows}
 
     async def _see_jobs_leave(self) -> None:
         """Cancel what is left by name until the queue shows none: a scancel may have failed while Slurm was away."""
@@ -404,7 +435,7 @@ class SlurmCluster(SLURMCluster):
             if time.monotonic() > deadline:
                 logger.error("jobs may be left in Slurm's queue; cancel them: scancel --name %s", self._run_id)
                 return
-            if jobs and any(state != "COMPLETING" for state, _ in jobs.values()):
+            if jobs and any(queued.state != "COMPLETING" for queued in jobs.values()):
                 with suppress(RuntimeError):
                     await SlurmJob._call(["scancel", "--name", self._run_id])
             await asyncio.sleep(0.3)
@@ -421,6 +452,7 @@ def _quiet(name: str) -> Iterator[None]:
         log.setLevel(before)
 
 
+_GONE = Queued("", "", "")
 _UNFINISHED = frozenset({"waiting", "queued", "no-worker", "processing"})
 
 

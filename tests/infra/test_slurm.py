@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -232,6 +233,26 @@ def test_jobs_that_never_become_workers_end_the_run(
         wait_for(lambda: cluster.cluster.trouble)
         with pytest.raises(ShoalError, match=r"5 Slurm jobs in a row ended .* /nowhere/python"):
             cluster.news()
+
+
+@pytest.mark.slurm
+def test_a_job_that_runs_without_a_worker_is_replaced(
+    tmp_path: Path, slurm_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node's file system hangs, say."""
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 3600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(hanging))
+    monkeypatch.setattr("infra.slurm.START_WITHIN", 1.0)
+    with workers(tmp_path, H100, minimum=1) as (cluster, _):
+        news: list[str] = []
+        wait_for(lambda: news.extend(cluster.news()) or news)
+        job, node = re.findall(
+            r"^job (\d+) ran for \d+ s on (n\d) and its worker h100-0 did not come up; its log", news[0]
+        )[0]
+        assert node in ("n1", "n2")
+        wait_for_jobs(lambda jobs: jobs and job not in jobs)
 
 
 def a_site(**split: object) -> Site:
