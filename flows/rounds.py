@@ -305,7 +305,8 @@ class _Crew:
     def _note(self, ended: Ended) -> None:
         self._history.append(ended)
         names = [one.worker for one in self._aside]
-        found = to_set_aside(self._history, names, most_workers=self._most_workers)
+        gone = [name for name in names if not self._cluster.keeps(name)]
+        found = to_set_aside(self._history, names, gone=gone, most_workers=self._most_workers)
         if found is not None:
             get_run_logger().warning("%s", found)
             self._cluster.set_aside(found.worker)

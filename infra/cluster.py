@@ -55,6 +55,9 @@ class Cluster(Protocol):
     def set_aside(self, worker: str) -> None:
         """Give a worker no more bundles; it keeps its place, so that nobody else gets its GPU."""
 
+    def keeps(self, worker: str) -> bool:
+        """Whether a worker that was set aside still has its place."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalWorkers:
@@ -87,6 +90,10 @@ class LocalWorkers:
         """Pause it, and every process that its nanny makes."""
         self.cluster.aside.add(worker)
 
+    def keeps(self, worker: str) -> bool:
+        """Whatever becomes of its process."""
+        return worker in self.cluster.aside
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmWorkers:
@@ -118,6 +125,10 @@ class SlurmWorkers:
     def set_aside(self, worker: str) -> None:
         """Pause it, and keep its job."""
         self.cluster.aside.add(worker)
+
+    def keeps(self, worker: str) -> bool:
+        """As long as its job lasts."""
+        return bool(self.cluster.job_of(worker))
 
 
 @contextmanager

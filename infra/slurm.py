@@ -1,9 +1,10 @@
 """A Dask cluster whose workers are Slurm jobs, without the holes of dask-jobqueue's.
 
 What this adds to SLURMCluster, each for a fault that was seen: a lost job is replaced, under another name; an sbatch
-that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came up
-are noticed, and told; a job that waits too long is told with Slurm's reason; several pools serve one queue, grow with
-the work and shrink when idle; at the end no job of the run is left, even when Slurm was away meanwhile.
+that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came
+up, or run without one, are noticed, told and replaced; a job that waits too long is told with Slurm's reason; several
+pools serve one queue, grow with the work and shrink when idle; at the end no job of the run is left, even when Slurm
+was away meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 from distributed.core import Status
@@ -46,6 +47,8 @@ QUEUE_EVERY = 15.0
 RETRY_AFTER = 5.0
 #: Seconds that a worker tries to reach the scheduler before it ends its job.
 DEATH_TIMEOUT = 60
+#: Seconds that a job may run before its worker is there, which has Python to load from a file system that may be slow.
+START_WITHIN = 300.0
 #: Jobs in a row that end before a worker came up, after which more of them are no use.
 STILLBORN = 5
 #: Seconds in which the last jobs must be gone from the queue, at the end.
@@ -132,6 +135,8 @@ class _Known:
     #: Whether its worker was ever there.
     was_there: bool = False
     told_pending: bool = False
+    #: Monotonic seconds since when Slurm calls it running; None while it does not.
+    running_since: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,11 +152,21 @@ class Scaling:
     tell_pending_after: float = 120.0
 
 
+class Queued(NamedTuple):
+    """What Slurm says of a job."""
+
+    state: str
+    #: The empty string before it has one.
+    node: str
+    #: Why it waits.
+    reason: str
+
+
 @dataclass(slots=True)
 class QueueState:
-    """Jobs of the run in Slurm's queue: state and reason by job id; None where Slurm did not answer."""
+    """Jobs of the run in Slurm's queue, by job id; None where Slurm did not answer."""
 
-    jobs: dict[str, tuple[str, str]] | None = None
+    jobs: dict[str, Queued] | None = None
     looked: float = field(default_factory=lambda: -QUEUE_EVERY)
 
 
@@ -295,7 +310,7 @@ class SlurmCluster(SLURMCluster):
                     self._stillborn = 0
                     self._tell(f"worker {name} is there: job {self.job_of(name)} on {there[name].host}")
                     known.idle_since = now
-                if there[name].processing or name in self.aside:
+                if there[name].processing:
                     known.idle_since = now
         missing = [name for name in self.workers if name not in there]
         lost = any(self._known[name].was_there for name in missing if name in self._known)
@@ -305,56 +320,74 @@ class SlurmCluster(SLURMCluster):
                 await self._judge_job(name, now)
 
     async def _judge_job(self, name: str, now: float) -> None:
-        """Tell and replace a job that has gone; tell one that waits long."""
+        """Tell and replace a job that has gone, or runs without a worker; tell one that waits long."""
         job, known = self.workers.get(name), self._known.get(name)
         if self._queue.jobs is None or job is None or known is None or now - job.submitted < 5 * TICK:
             return
-        state, reason = self._queue.jobs.get(job.job_id, ("", ""))
-        if state == "PENDING":
+        queued = self._queue.jobs.get(job.job_id, _GONE)
+        if queued.state != "RUNNING":
+            known.running_since = None
+        elif known.running_since is None:
+            known.running_since = now
+        if queued.state == "PENDING":
             waited = now - job.submitted
             if waited > self._scaling.tell_pending_after and not known.told_pending:
                 known.told_pending = True
-                self._tell(f"job {job.job_id} for worker {name} has waited for {waited:.0f} s; Slurm says: {reason}")
-        elif state in ("", "COMPLETING"):
-            self.workers.pop(name)
-            self._forget(name)
-            await job.close()
+                self._tell(
+                    f"job {job.job_id} for worker {name} has waited for {waited:.0f} s; Slurm says: {queued.reason}"
+                )
+        elif queued.state in ("", "COMPLETING"):
+            await self._give_up(name, job)
             if known.was_there:
                 self._tell(f"job {job.job_id} of worker {name} has ended; another takes its place")
-                return
-            self._stillborn += 1
-            said = _tail(self._logs / f"{self._run_id}-{job.job_id}.err")
-            self._tell(f"job {job.job_id} ended before its worker came up; {said}")
-            if self._stillborn >= STILLBORN:
-                self.trouble = f"{STILLBORN} Slurm jobs in a row ended before a worker came up; of the last one, {said}"
+            else:
+                self._count_stillborn(job, "ended before its worker came up")
+        elif known.running_since is not None and not known.was_there and now - known.running_since > START_WITHIN:
+            await self._give_up(name, job)
+            ran = now - known.running_since
+            self._count_stillborn(job, f"ran for {ran:.0f} s on {queued.node} and its worker {name} did not come up")
+
+    async def _give_up(self, name: str, job: SlurmJob) -> None:
+        self.workers.pop(name)
+        self._forget(name)
+        await job.close()
+
+    def _count_stillborn(self, job: SlurmJob, what: str) -> None:
+        self._stillborn += 1
+        said = _tail(self._logs / f"{self._run_id}-{job.job_id}.err")
+        self._tell(f"job {job.job_id} {what}; {said}")
+        if self._stillborn >= STILLBORN:
+            self.trouble = f"{STILLBORN} Slurm jobs in a row ended before a worker came up; of the last one, {said}"
 
     def _scale_to_work(self) -> None:
         """Ask for workers where bundles wait, and give back those that idle."""
         now = time.monotonic()
         if now < self._retry_at or self.trouble:
             return
-        bundles = sum(task.state in _UNFINISHED for task in self.scheduler.tasks.values())
+        bundles = sum(
+            task.state in _UNFINISHED and (task.processing_on is None or task.processing_on.name not in self.aside)
+            for task in self.scheduler.tasks.values()
+        )
         by_pool: list[dict[str, float]] = []
+        states: list[PoolState] = []
         for pool in self._pools:
-            by_pool.append(
-                {
-                    name: now - known.idle_since
-                    for name, known in self._known.items()
-                    if known.pool is pool and name in self.worker_spec
-                }
+            names = [name for name, known in self._known.items() if known.pool is pool and name in self.worker_spec]
+            idle = {name: now - self._known[name].idle_since for name in names if name not in self.aside}
+            by_pool.append(idle)
+            states.append(
+                PoolState(
+                    maximum=pool.resources.maximum,
+                    workers=len(idle),
+                    idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
+                    aside=len(names) - len(idle),
+                )
             )
-        states = [
-            PoolState(
-                maximum=pool.resources.maximum,
-                workers=len(idle),
-                idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
-            )
-            for pool, idle in zip(self._pools, by_pool, strict=True)
-        ]
         scaling = self._scaling
         add, drop = correction(
             states, bundles=bundles, slots=scaling.slots, minimum=scaling.minimum, maximum=scaling.maximum
         )
+        if bundles and not any(add) and not any(state.workers for state in states):
+            self.trouble = "all workers that there may be were set aside, and nobody is left who could call"
         for pool, idle, more, fewer in zip(self._pools, by_pool, add, drop, strict=True):
             for name in sorted(idle, key=lambda name: -idle[name])[:fewer]:
                 self._tell(f"worker {name} had nothing to do for {idle[name]:.0f} s and gives its job back")
@@ -386,14 +419,14 @@ class SlurmCluster(SLURMCluster):
         if not self._news or self._news[-1] != text:
             self._news.append(text)
 
-    async def _squeue(self) -> dict[str, tuple[str, str]] | None:
+    async def _squeue(self) -> dict[str, Queued] | None:
         try:
-            listed = await SlurmJob._call(["squeue", "--noheader", "--name", self._run_id, "--format", "%A|%T|%r"])
+            listed = await SlurmJob._call(["squeue", "--noheader", "--name", self._run_id, "--format", "%A|%T|%N|%r"])
         except (RuntimeError, OSError) as error:
             logger.warning("squeue failed: %s", _last_line(str(error)))
             return None
-        rows = (line.strip().split("|", 2) for line in listed.splitlines() if line.strip())
-        return {job: (state, reason) for job, state, reason in rows}
+        rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.strip())
+        return {job: Queued(*said) for job, *said in rows}
 
     async def _see_jobs_leave(self) -> None:
         """Cancel what is left by name until the queue shows none: a scancel may have failed while Slurm was away."""
@@ -402,7 +435,7 @@ class SlurmCluster(SLURMCluster):
             if time.monotonic() > deadline:
                 logger.error("jobs may be left in Slurm's queue; cancel them: scancel --name %s", self._run_id)
                 return
-            if jobs and any(state != "COMPLETING" for state, _ in jobs.values()):
+            if jobs and any(queued.state != "COMPLETING" for queued in jobs.values()):
                 with suppress(RuntimeError):
                     await SlurmJob._call(["scancel", "--name", self._run_id])
             await asyncio.sleep(0.3)
@@ -419,6 +452,7 @@ def _quiet(name: str) -> Iterator[None]:
         log.setLevel(before)
 
 
+_GONE = Queued("", "", "")
 _UNFINISHED = frozenset({"waiting", "queued", "no-worker", "processing"})
 
 

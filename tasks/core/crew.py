@@ -63,7 +63,9 @@ def died(beats: Sequence[Beat], batches: Mapping[int, Collection[str]]) -> Ended
     return Ended(worker=beats[0].worker, host=beats[0].host, failed=frozenset(failed), cause=cause)
 
 
-def to_set_aside(history: Sequence[Ended], aside: Collection[str], *, most_workers: int) -> SetAside | None:
+def to_set_aside(
+    history: Sequence[Ended], aside: Collection[str], *, gone: Collection[str] = (), most_workers: int
+) -> SetAside | None:
     """Return a worker that can't call, where others can; None when there is none.
 
     It is one on which, since it last committed anything, some bundles failed of which no batch failed elsewhere, while
@@ -72,9 +74,10 @@ def to_set_aside(history: Sequence[Ended], aside: Collection[str], *, most_worke
     Args:
         history: Of this flow, in order.
         aside: Workers that were set aside before.
+        gone: Those of them that keep no place any more: others have it.
         most_workers: That there may be at once; the last of them is never set aside.
     """
-    if len(aside) + 1 >= most_workers:
+    if len(set(aside) - set(gone)) + 1 >= most_workers:
         return None
     places: dict[str, set[str]] = {}
     for ended in history:

@@ -79,10 +79,17 @@ class PoolState:
     """Workers of one pool, asked for or there."""
 
     maximum: int
-    #: Asked for or there.
+    #: Asked for or there, and not set aside.
     workers: int
     #: Those of them that have had nothing to do for long enough.
     idle: int
+    #: Set aside: they get nothing to do, and keep their places.
+    aside: int = 0
+
+    @property
+    def room(self) -> int:
+        """Places for workers that are not set aside."""
+        return self.maximum - self.aside
 
 
 def correction(
@@ -91,22 +98,24 @@ def correction(
     """Return how many workers each pool should add, and how many of its idle ones it should give back.
 
     One queue of bundles feeds all pools. New workers are spread over the pools by how empty each is: any of them may
-    have to wait long for its partition. A worker is given back only when it is idle and there is work for fewer.
+    have to wait long for its partition. A worker is given back only when it is idle and there is work for fewer. Those
+    that are set aside do no work and take their places from the others.
 
     Args:
-        bundles: Bundles not finished, running ones included.
+        bundles: Bundles not finished, running ones included; without those that run on workers that are set aside.
         slots: Bundles that a worker runs at once.
         minimum: Workers kept, whatever there is to do.
-        maximum: Workers in all pools together.
+        maximum: Workers in all pools together, those that are set aside included.
     """
-    wanted = max(min(maximum, -(-bundles // slots)), min(minimum, maximum))
+    most = maximum - sum(pool.aside for pool in pools)
+    wanted = min(most, max(-(-bundles // slots), minimum))
     have = [pool.workers for pool in pools]
     add = [0] * len(pools)
     while sum(have) < wanted:
-        room = [number for number, pool in enumerate(pools) if have[number] < pool.maximum]
+        room = [number for number, pool in enumerate(pools) if have[number] < pool.room]
         if not room:
             break
-        emptiest = min(room, key=lambda number: have[number] / pools[number].maximum)
+        emptiest = min(room, key=lambda number: have[number] / pools[number].room)
         have[emptiest] += 1
         add[emptiest] += 1
     drop = [0] * len(pools)

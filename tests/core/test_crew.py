@@ -26,6 +26,15 @@ def test_the_last_worker_is_never_set_aside() -> None:
     assert to_set_aside(history, ("good",), most_workers=3) is None  # nobody who is left has called anything
 
 
+def test_a_worker_that_was_set_aside_and_has_gone_takes_nobodys_place() -> None:
+    history = [ended("good"), *(ended(worker, f"{worker}{batch}") for worker in ("bad", "worse") for batch in range(3))]
+    assert to_set_aside(history, ("bad",), most_workers=2) is None
+    found = to_set_aside(history, ("bad",), gone=("bad",), most_workers=2)
+    assert found is not None
+    assert found.worker == "worse"
+    assert to_set_aside(history, ("bad", "worse"), gone=("bad", "worse"), most_workers=2) is None
+
+
 def test_an_engine_that_fails_everywhere_is_no_matter_of_workers() -> None:
     history = [ended(worker, f"{worker}{batch}") for batch in range(9) for worker in "ab"]
     assert to_set_aside(history, (), most_workers=2) is None

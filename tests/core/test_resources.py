@@ -76,8 +76,8 @@ def test_a_limit_too_small_for_one_task() -> None:
         workers_at_once(total_threads=6, threads=7, maximum=16)
 
 
-def pool(maximum: int, workers: int = 0, idle: int = 0) -> PoolState:
-    return PoolState(maximum=maximum, workers=workers, idle=idle)
+def pool(maximum: int, workers: int = 0, idle: int = 0, aside: int = 0) -> PoolState:
+    return PoolState(maximum=maximum, workers=workers, idle=idle, aside=aside)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,22 @@ def test_minimum_and_maximum(
 ) -> None:
     made = correction([pool(10, workers, idle)], bundles=bundles, slots=1, minimum=minimum, maximum=maximum)
     assert made == ([add], [drop])
+
+
+@pytest.mark.parametrize(
+    ("pools", "bundles", "add", "drop"),
+    [
+        ([pool(2, 0, 0, 1)], 1, [1], [0]),  # who is set aside does not call it
+        ([pool(2, 1, 1, 1)], 1, [0], [0]),  # nor is the other one idle for good
+        ([pool(2, 1, 1, 1)], 0, [0], [1]),
+        ([pool(3, 1, 0, 1)], 9, [1], [0]),  # and keeps its place
+        ([pool(2, 0, 0, 2)], 9, [0], [0]),
+        ([pool(4, 1, 0, 1), pool(4, 0, 0, 3)], 9, [1, 1], [0, 0]),
+        ([pool(4, 0, 0, 4), pool(8)], 9, [0, 3], [0, 0]),  # of 7 in all
+        ([pool(4), pool(8, 0, 0, 7)], 9, [0, 0], [0, 0]),
+    ],
+)
+def test_who_is_set_aside_is_no_worker_and_keeps_its_place(
+    pools: list[PoolState], bundles: int, add: list[int], drop: list[int]
+) -> None:
+    assert correction(pools, bundles=bundles, slots=1, minimum=0, maximum=7) == (add, drop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,26 @@ def test_a_hung_worker_is_replaced(tmp_path: Path, slurm_here: None) -> None:
 
 
 @pytest.mark.slurm
+def test_others_call_what_one_that_is_set_aside_does_not(tmp_path: Path, slurm_here: None) -> None:
+    """It keeps its job, and is no capacity; when nobody else can come, the flow is told."""
+    with workers(tmp_path, H100, idle=600) as (cluster, client):
+        for name in "h100-0", "h100-1":
+            called = client.submit(engine_and_process, 0, pure=False)
+            wait_for(lambda called=called: called.done())
+            assert cluster.keeps(name)
+            cluster.set_aside(name)
+            wait_for(lambda: statuses(cluster) == {Status.paused})
+        assert not cluster.cluster.trouble
+        waiting = client.submit(engine_and_process, 0, pure=False)
+        wait_for(lambda: cluster.cluster.trouble)
+        with pytest.raises(ShoalError, match="set aside, and nobody is left"):
+            cluster.news()
+        waiting.release()
+        slurm("scancel", *jobs())
+        wait_for(lambda: not cluster.keeps("h100-0") and not cluster.keeps("h100-1"))
+
+
+@pytest.mark.slurm
 def test_a_worker_leaves_before_its_allocation_ends(tmp_path: Path, slurm_here: None) -> None:
     """It finishes its bundle, takes no other, and another worker comes."""
     with workers(tmp_path, H100.model_copy(update={"maximum": 1}), drain=540) as (cluster, client):
@@ -212,6 +233,26 @@ def test_jobs_that_never_become_workers_end_the_run(
         wait_for(lambda: cluster.cluster.trouble)
         with pytest.raises(ShoalError, match=r"5 Slurm jobs in a row ended .* /nowhere/python"):
             cluster.news()
+
+
+@pytest.mark.slurm
+def test_a_job_that_runs_without_a_worker_is_replaced(
+    tmp_path: Path, slurm_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node's file system hangs, say."""
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 3600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(hanging))
+    monkeypatch.setattr("infra.slurm.START_WITHIN", 1.0)
+    with workers(tmp_path, H100, minimum=1) as (cluster, _):
+        news: list[str] = []
+        wait_for(lambda: news.extend(cluster.news()) or news)
+        job, node = re.findall(
+            r"^job (\d+) ran for \d+ s on (n\d) and its worker h100-0 did not come up; its log", news[0]
+        )[0]
+        assert node in ("n1", "n2")
+        wait_for_jobs(lambda jobs: jobs and job not in jobs)
 
 
 def a_site(**split: object) -> Site:
