@@ -213,6 +213,8 @@ class _Parts:
 
 def _ledger_rows(plan: Plan, reads: PlannedReads, parts: _Parts) -> tuple[Any, npt.NDArray[np.uint8]]:
     """Make the ledger's rows of some planned reads, and return the ids as the batches recorded them."""
+    if not len(reads.batch):  # no file of the input has a read that can be read
+        return LEDGER.empty_table(), reads.read_ids
     order = np.argsort(reads.batch, kind="stable")
     numbers, counts = np.unique(reads.batch, return_counts=True)
     pieces, kept = [], []

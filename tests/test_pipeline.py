@@ -23,6 +23,7 @@ from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.launch import launch, with_kept_sheet
 from tasks.merge import merge
+from tasks.report import result_markdown
 from tasks.settings import RunSettings, resolve_settings
 from tasks.split import basecall_bundle
 from tasks.verify import verify
@@ -258,6 +259,17 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
     assert files.filter(pl.col("path") == str(bad))["reason"].to_list() == [reason]
     with pytest.raises(SettingsError, match=f"{name}: {reason}"):
         launch(settings(data, out=tmp_path / "strict", strict=True))
+
+
+def test_input_without_one_readable_read_is_complete_with_an_empty_ledger(tmp_path: Path) -> None:
+    (tmp_path / "text.pod5").write_text("hello")
+    merged = run(settings(tmp_path / "text.pod5", out=tmp_path / "out"))
+    assert (merged.reads, merged.files_not_whole, merged.flawless) == (0, 1, False)
+    assert "| Reads | 0: 0 called" in result_markdown(merged)
+    assert pl.read_parquet(tmp_path / "out" / "ledger.parquet").height == 0
+    assert pl.read_parquet(tmp_path / "out" / "input_files.parquet")["reason"].to_list() == ["not_pod5"]
+    report = verify(Workspace(tmp_path / "out"))
+    assert (report.reads, report.faults) == (0, [])
 
 
 def test_a_run_without_a_sample_rate_is_refused_by_name(data: Path, tmp_path: Path) -> None:
