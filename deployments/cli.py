@@ -44,7 +44,7 @@ from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import bundles_left, estimated_seconds, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
-from tasks.merge import merged_before
+from tasks.merge import merged_before, merged_by
 from tasks.progress import Watch
 from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings, whole_path
 from tasks.verify import verify as verify_results
@@ -712,9 +712,10 @@ def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     if settings.strict:
         refuse_flaws(launched.plan)
     display.refusals(launched.plan)
-    if launched.left:
+    workspace = Workspace(settings.out)
+    if launched.left or not merged_by(workspace, settings.output):
         return None
-    return merged_before(Workspace(settings.out), plan_digest(launched.plan, launched.reads))
+    return merged_before(workspace, plan_digest(launched.plan, launched.reads))
 
 
 def _verdict(merged: MergedRun) -> int:

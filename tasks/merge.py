@@ -38,7 +38,7 @@ from tasks.formats.tree import Tree, names_written, refuse_foreign
 from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
-from tasks.settings import RunSettings
+from tasks.settings import OutputSettings, RunSettings
 
 LEDGER = pa.schema(
     [
@@ -55,6 +55,9 @@ LEDGER = pa.schema(
         ("attempt", pa.string()),
     ]
 )
+
+#: Fields of the output that merge alone goes by: with others, nothing is called again.
+MERGED_BY = ("files", "summary", "formats", "barcoding_summary")
 
 
 def merge(settings: RunSettings) -> MergedRun:
@@ -138,6 +141,16 @@ def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun 
     if merged is None or merged["plan"] != (digest or read_plan_digest(workspace)):
         return None
     return MergedRun(**{**merged["result"], "folders": tuple(merged["result"]["folders"])})
+
+
+def merged_by(workspace: Workspace, output: OutputSettings) -> bool:
+    """Tell whether the last merge made the files and columns that settings ask for."""
+    made = read_json(workspace.provenance)
+    if made is None:
+        return False
+    before = {**OutputSettings().model_dump(mode="json"), **made["settings"]["output"]}  # an older version's lacks some
+    now = output.model_dump(mode="json")
+    return all(before[name] == now[name] for name in MERGED_BY)
 
 
 def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any]]) -> Counter[str]:
