@@ -281,6 +281,12 @@ def test_a_run_without_a_sample_rate_is_refused_by_name(data: Path, tmp_path: Pa
     assert row["message"].startswith("3 reads: run 00000000 says that it was sampled at 0 Hz")
 
 
+def test_long_metadata_costs_nothing(tmp_path: Path) -> None:
+    path = write_pod5(tmp_path / "one.pod5", [20_000], experiment_name="x" * 300, flow_cell_id="y" * 300)
+    assert run(settings(path, out=tmp_path / "out", output={"formats": "fastq,bam"})).called == 1
+    assert not verify(Workspace(tmp_path / "out")).faults
+
+
 def test_a_name_that_is_not_utf8_costs_only_its_file(data: Path, tmp_path: Path) -> None:
     (data / "a" / "one.pod5").rename(data / "a" / os.fsdecode(b"caf\xe9.pod5"))
     merged = run(settings(data, out=tmp_path / "out"))
