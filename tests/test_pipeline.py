@@ -348,6 +348,18 @@ def test_read_ids_of_any_uuid_version_are_right(tmp_path: Path) -> None:
     check_from_outside(tmp_path / "out", tmp_path / "data")
 
 
+@pytest.mark.parametrize("headers", ["minknow", "dorado"])
+def test_what_converters_and_people_write_into_metadata_is_written_right(tmp_path: Path, headers: str) -> None:
+    names = {"sample_id": 'the "big" one', "experiment_name": '"', "pore_type": 'a "b"'}
+    for mux in (0, 9):
+        write_pod5(tmp_path / "data" / f'{mux}".pod5', [20_000], seed=mux + 1, mux=mux, **names)
+    run(settings(tmp_path / "data", out=tmp_path / "out", output={"headers": headers, "formats": "fastq,bam"}))
+    assert verify(Workspace(tmp_path / "out")).faults == []
+    (summary, _) = sorted((tmp_path / "out").rglob("sequencing_summary*.txt"))
+    assert '"' not in summary.read_text()
+    assert "\tthe_big_one\t" in summary.read_text()
+
+
 def test_another_run_below_the_folder_is_not_counted_in(data: Path, tmp_path: Path) -> None:
     run(settings(data / "a", out=tmp_path / "out"))
     run(settings(data / "b", out=tmp_path / "out" / "more"))
