@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.calls import EngineIdentity, Fate
-from tasks.core.errors import LedgerError
+from tasks.core.errors import InputError, LedgerError
 from tasks.core.ledger import prove
 from tasks.core.plan import Plan, PlannedReads
 from tasks.core.result import MergedRun
@@ -137,7 +137,10 @@ def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun 
     Args:
         digest: Of another plan, which the result may be of; none: of the one in the run folder.
     """
-    merged = read_json(workspace.merged)
+    try:
+        merged = read_json(workspace.merged)
+    except InputError:  # merging again mends it
+        return None
     if merged is None or merged["plan"] != (digest or read_plan_digest(workspace)):
         return None
     return MergedRun(**{**merged["result"], "folders": tuple(merged["result"]["folders"])})
@@ -145,7 +148,10 @@ def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun 
 
 def merged_by(workspace: Workspace, output: OutputSettings) -> bool:
     """Tell whether the last merge made the files and columns that settings ask for."""
-    made = read_json(workspace.provenance)
+    try:
+        made = read_json(workspace.provenance)
+    except InputError:
+        return False
     if made is None:
         return False
     before = {**OutputSettings().model_dump(mode="json"), **made["settings"]["output"]}  # an older version's lacks some
