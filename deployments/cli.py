@@ -31,7 +31,7 @@ from infra.lock import alone
 from infra.prefect_server import prefect_api
 from infra.preflight import examine, refuse_site
 from infra.site import address_of, load_site
-from tasks.core.errors import SettingsError, ShoalError, StoppedError
+from tasks.core.errors import InputError, SettingsError, ShoalError, StoppedError
 from tasks.core.plan import PlannedFile
 from tasks.core.result import MergedRun
 from tasks.core.watching import parse_duration
@@ -44,7 +44,7 @@ from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import bundles_left, estimated_seconds, plan_input, refuse_flaws
 from tasks.merge import merge as merge_results
-from tasks.merge import merged_before
+from tasks.merge import merged_before, merged_by
 from tasks.progress import Watch
 from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings, whole_path
 from tasks.verify import verify as verify_results
@@ -78,7 +78,7 @@ def main() -> NoReturn:
     display = Display(json=False)
     try:
         status = app(exit_on_error=False, result_action="return_value")
-    except (CycloptsError, SettingsError) as error:
+    except (CycloptsError, SettingsError, InputError) as error:
         if not isinstance(error, CycloptsError):  # those are shown already
             display.complain(str(error))
         sys.exit(Exit.WRONG_SETTINGS)
@@ -661,7 +661,12 @@ def _stored(workspace: Workspace, output: Mapping[str, Any] | None = None) -> Ru
 
     For what calls nothing: input and sample sheet need not be there any more, e.g. since they were archived.
     """
-    stored = {key: value for key, value in read_json(workspace.settings).items() if key != "digest"}
+    told = read_json(workspace.settings)
+    if told is None:
+        raise SettingsError(
+            f"{workspace.settings} is not there; `shoal run` with the settings that it was begun with writes it anew"
+        )
+    stored = {key: value for key, value in told.items() if key != "digest"}
     stored["out"] = workspace.out
     stored["output"] |= {key: value for key, value in (output or {}).items() if value is not None}
     sheet = stored["output"].pop("sample_sheet", None)
@@ -712,9 +717,10 @@ def _done(settings: RunSettings, display: Display) -> MergedRun | None:
     if settings.strict:
         refuse_flaws(launched.plan)
     display.refusals(launched.plan)
-    if launched.left:
+    workspace = Workspace(settings.out)
+    if launched.left or not merged_by(workspace, settings.output):
         return None
-    return merged_before(Workspace(settings.out), plan_digest(launched.plan, launched.reads))
+    return merged_before(workspace, plan_digest(launched.plan, launched.reads))
 
 
 def _verdict(merged: MergedRun) -> int:

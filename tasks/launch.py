@@ -21,6 +21,7 @@ from tasks.core.plan import Found, FoundFile, Plan, PlannedReads, extend_plan, m
 from tasks.core.reads import RunInfo
 from tasks.engines.registry import check_run, identify, samples_per_second
 from tasks.formats.commit import committed_ids
+from tasks.formats.outputs import Writing
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
 from tasks.formats.tree import refuse_foreign
@@ -73,7 +74,8 @@ def plan_input(settings: RunSettings) -> Launched:
     """Work out the plan and change nothing, for a flow may be launching there just now."""
     workspace = Workspace(settings.out)
     _refuse_other_settings(workspace, settings)
-    identify(settings.engine)  # refuses a model or package that is not there, whatever is in the input
+    identity = identify(settings.engine)  # refuses a model or package that is not there, whatever is in the input
+    Writing.of(identity, settings.output, 0.0)  # refuses a sample sheet or reference that workers could not read
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
     if has_plan(workspace):
@@ -167,9 +169,9 @@ def with_kept_sheet(settings: RunSettings) -> RunSettings:
 
 
 def _keep_sheet(workspace: Workspace, settings: RunSettings) -> None:
-    """Copy the sample sheet at the first launch; before there are settings, nothing can have been called by it."""
-    begun = workspace.settings.exists() and workspace.sample_sheet.exists()
-    if settings.output.sample_sheet is not None and not begun:
+    """Copy the sample sheet, until something is called by it."""
+    binds = workspace.sample_sheet.exists() and committed_ids(workspace)
+    if settings.output.sample_sheet is not None and not binds:
         new = workspace.sample_sheet.with_name("sample_sheet.csv.new")
         shutil.copyfile(settings.output.sample_sheet, new)
         new.replace(workspace.sample_sheet)
@@ -183,12 +185,12 @@ def _refuse_other_settings(workspace: Workspace, settings: RunSettings) -> None:
     before, now = decisive(stored), decisive(settings.model_dump(mode="json"))
     sheet = settings.output.sample_sheet
     if sheet is not None and before["output.sample_sheet"] is not None and workspace.sample_sheet.exists():
-        if sheet.read_bytes() != workspace.sample_sheet.read_bytes():
+        if committed_ids(workspace) and sheet.read_bytes() != workspace.sample_sheet.read_bytes():
             raise SettingsError(
                 f"output.sample_sheet: {sheet} is not what it was when the run in {settings.out} was begun; give "
                 f"{workspace.sample_sheet}, which was kept, and the new one to `shoal demux` when the run is complete"
             )
-        before["output.sample_sheet"] = str(sheet)  # wherever it lay: its content is the same
+        before["output.sample_sheet"] = str(sheet)  # wherever it lay: its content is the same, or was never used
     differing = [f"\n  {key}: begun with {before[key]!r}, given {now[key]!r}" for key in now if before[key] != now[key]]
     if differing:
         raise SettingsError(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.calls import EngineIdentity, Fate
-from tasks.core.errors import LedgerError
+from tasks.core.errors import InputError, LedgerError
 from tasks.core.ledger import prove
 from tasks.core.plan import Plan, PlannedReads
 from tasks.core.result import MergedRun
@@ -38,7 +38,7 @@ from tasks.formats.tree import Tree, names_written, refuse_foreign
 from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
 from tasks.metrics import StageFigures, add_up
 from tasks.report import provenance
-from tasks.settings import RunSettings
+from tasks.settings import OutputSettings, RunSettings
 
 LEDGER = pa.schema(
     [
@@ -55,6 +55,9 @@ LEDGER = pa.schema(
         ("attempt", pa.string()),
     ]
 )
+
+#: Fields of the output that merge alone goes by: with others, nothing is called again.
+MERGED_BY = ("files", "summary", "formats", "barcoding_summary")
 
 
 def merge(settings: RunSettings) -> MergedRun:
@@ -134,10 +137,26 @@ def merged_before(workspace: Workspace, digest: str | None = None) -> MergedRun 
     Args:
         digest: Of another plan, which the result may be of; none: of the one in the run folder.
     """
-    merged = read_json(workspace.merged)
+    try:
+        merged = read_json(workspace.merged)
+    except InputError:  # merging again mends it
+        return None
     if merged is None or merged["plan"] != (digest or read_plan_digest(workspace)):
         return None
     return MergedRun(**{**merged["result"], "folders": tuple(merged["result"]["folders"])})
+
+
+def merged_by(workspace: Workspace, output: OutputSettings) -> bool:
+    """Tell whether the last merge made the files and columns that settings ask for."""
+    try:
+        made = read_json(workspace.provenance)
+    except InputError:
+        return False
+    if made is None:
+        return False
+    before = {**OutputSettings().model_dump(mode="json"), **made["settings"]["output"]}  # an older version's lacks some
+    now = output.model_dump(mode="json")
+    return all(before[name] == now[name] for name in MERGED_BY)
 
 
 def write_ledger(workspace: Workspace, plan: Plan, manifests: list[dict[str, Any]]) -> Counter[str]:
@@ -213,6 +232,8 @@ class _Parts:
 
 def _ledger_rows(plan: Plan, reads: PlannedReads, parts: _Parts) -> tuple[Any, npt.NDArray[np.uint8]]:
     """Make the ledger's rows of some planned reads, and return the ids as the batches recorded them."""
+    if not len(reads.batch):  # no file of the input has a read that can be read
+        return LEDGER.empty_table(), reads.read_ids
     order = np.argsort(reads.batch, kind="stable")
     numbers, counts = np.unique(reads.batch, return_counts=True)
     pieces, kept = [], []

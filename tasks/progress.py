@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.core.errors import SettingsError
 from tasks.formats.commit import committed_ids, read_manifest
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace
@@ -75,7 +76,9 @@ class Watch:
 
     def look(self) -> RunProgress | None:
         """Return the progress now, always the same object; None while there is no plan."""
-        with suppress(FileNotFoundError):  # none yet, or it is being replaced: the next look sees the new one
+        with suppress(
+            FileNotFoundError, SettingsError
+        ):  # none yet, or it is being replaced: the next look sees the new one
             self._take_plan()
         if self._progress is None:
             return None

@@ -51,7 +51,7 @@ def verify(workspace: Workspace) -> VerifyReport:
         return report
     called, products = _check_ledger(workspace, report)
     parents = bytearray()
-    homes = _homes(workspace)
+    homes = _homes(workspace, report)
     summaries = sorted(path for home in homes for path in home.rglob("sequencing_summary*.txt"))
     in_summary = _ids(read_id for path in summaries for read_id in _summary_ids(path, report, parents))
     _check_products(called, products, np.frombuffer(bytes(parents), np.uint8).reshape(-1, 16), report)
@@ -71,9 +71,13 @@ def verify(workspace: Workspace) -> VerifyReport:
     return report
 
 
-def _homes(workspace: Workspace) -> list[Path]:
+def _homes(workspace: Workspace, report: VerifyReport) -> list[Path]:
     """List the folders that the last merge made: another run's output may lie below ours."""
-    made = read_json(workspace.provenance)
+    try:
+        made = read_json(workspace.provenance)
+    except InputError as error:
+        report.faults.append(f"{error}; `shoal merge {workspace.out}` writes it anew")
+        return [workspace.out]
     return [workspace.out / folder for folder in made["result"]["folders"]] if made else [workspace.out]
 
 

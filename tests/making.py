@@ -64,7 +64,15 @@ def read(samples: int = 5000, *, number: int = 1, position: int = 0, **changes: 
 
 
 def write_pod5(
-    path: Path, lengths: Sequence[int], *, first: int = 0, seed: int = 1, version: int = 4, **run: Any
+    path: Path,
+    lengths: Sequence[int],
+    *,
+    first: int = 0,
+    seed: int = 1,
+    version: int = 4,
+    mux: int | None = None,
+    pore_type: str = "not_set",
+    **run: Any,
 ) -> Path:
     """Write a POD5 file of noise reads whose ids follow from `seed` and number; `run` changes the run info."""
     random = np.random.default_rng(seed)
@@ -97,7 +105,7 @@ def write_pod5(
             writer.add_read(
                 pod5.Read(
                     read_id=read_uuid(seed, number, version),
-                    pore=pod5.Pore(1 + number % 100, 1 + number % 4, "not_set"),
+                    pore=pod5.Pore(1 + number % 100, 1 + number % 4 if mux is None else mux, pore_type),
                     calibration=pod5.Calibration(offset=-10.0, scale=0.15),
                     read_number=number,
                     start_sample=1000 * number,

@@ -128,6 +128,32 @@ def test_a_result_is_of_the_whole_plan_or_not_complete(tmp_path: Path, came: str
     assert pl.read_parquet(workspace.input_files).height == again.files
 
 
+@pytest.mark.parametrize("output", [{"files": "one"}, {"summary": "dorado-1.4"}, {"formats": "bam,sam"}])
+def test_a_complete_run_with_other_files_or_columns_is_merged_again(
+    minknow: Path, tmp_path: Path, output: dict[str, str]
+) -> None:
+    first = settings(minknow, out=tmp_path / "out", output={"formats": "bam"})
+    given = settings(minknow, out=tmp_path / "out", output={"formats": "bam", **output})
+    display = Display(json=True)
+    run(first)
+    assert _done(first, display)
+    assert _done(given, display) is None
+    assert not launch(given).left
+    merge(given)
+    assert _done(given, display)
+
+
+@pytest.mark.parametrize("name", ["provenance.json", ".shoal/merged.json"])
+def test_a_result_whose_account_is_cut_is_merged_again(minknow: Path, tmp_path: Path, name: str) -> None:
+    given = settings(minknow, out=tmp_path / "out")
+    run(given)
+    path = given.out / name
+    path.write_bytes(path.read_bytes()[:-5])
+    assert _done(given, Display(json=True)) is None
+    merge(given)
+    assert _done(given, Display(json=True))
+
+
 def test_a_plan_of_an_older_version_has_a_digest_too(minknow: Path, tmp_path: Path) -> None:
     given = settings(minknow, out=tmp_path / "out")
     merged = run(given)

@@ -23,6 +23,7 @@ from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.launch import launch, with_kept_sheet
 from tasks.merge import merge
+from tasks.report import result_markdown
 from tasks.settings import RunSettings, resolve_settings
 from tasks.split import basecall_bundle
 from tasks.verify import verify
@@ -217,6 +218,7 @@ def test_a_sample_sheet_that_is_edited_meanwhile_is_refused(data: Path, tmp_path
     sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,one\n")
     given = settings(data, out=tmp_path / "out", output={"sample_sheet": sheet})
     launch(given)
+    call(given, only=slice(1))
     shutil.copy(sheet, copy)
     sheet.write_text("flow_cell_id,barcode,alias\nFAX12345,barcode01,two\n")
     assert with_kept_sheet(given).output.sample_sheet == Workspace(given.out).sample_sheet
@@ -260,12 +262,29 @@ def test_bad_input_costs_only_itself(data: Path, tmp_path: Path, name: str, reas
         launch(settings(data, out=tmp_path / "strict", strict=True))
 
 
+def test_input_without_one_readable_read_is_complete_with_an_empty_ledger(tmp_path: Path) -> None:
+    (tmp_path / "text.pod5").write_text("hello")
+    merged = run(settings(tmp_path / "text.pod5", out=tmp_path / "out"))
+    assert (merged.reads, merged.files_not_whole, merged.flawless) == (0, 1, False)
+    assert "| Reads | 0: 0 called" in result_markdown(merged)
+    assert pl.read_parquet(tmp_path / "out" / "ledger.parquet").height == 0
+    assert pl.read_parquet(tmp_path / "out" / "input_files.parquet")["reason"].to_list() == ["not_pod5"]
+    report = verify(Workspace(tmp_path / "out"))
+    assert (report.reads, report.faults) == (0, [])
+
+
 def test_a_run_without_a_sample_rate_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     write_pod5(data / "timeless.pod5", [5_000] * 3, seed=3, sample_rate=0)
     merged = run(settings(data, out=tmp_path / "out"))
     assert (merged.reads, merged.records, merged.quarantined) == (20, 16, 0)
     (row,) = pl.read_parquet(tmp_path / "out" / "input_files.parquet").filter(status="skipped").to_dicts()
     assert row["message"].startswith("3 reads: run 00000000 says that it was sampled at 0 Hz")
+
+
+def test_long_metadata_costs_nothing(tmp_path: Path) -> None:
+    path = write_pod5(tmp_path / "one.pod5", [20_000], experiment_name="x" * 300, flow_cell_id="y" * 300)
+    assert run(settings(path, out=tmp_path / "out", output={"formats": "fastq,bam"})).called == 1
+    assert not verify(Workspace(tmp_path / "out")).faults
 
 
 def test_a_name_that_is_not_utf8_costs_only_its_file(data: Path, tmp_path: Path) -> None:
@@ -327,6 +346,18 @@ def test_read_ids_of_any_uuid_version_are_right(tmp_path: Path) -> None:
     run(settings(tmp_path / "data", out=tmp_path / "out"))
     assert not verify(Workspace(tmp_path / "out")).faults
     check_from_outside(tmp_path / "out", tmp_path / "data")
+
+
+@pytest.mark.parametrize("headers", ["minknow", "dorado"])
+def test_what_converters_and_people_write_into_metadata_is_written_right(tmp_path: Path, headers: str) -> None:
+    names = {"sample_id": 'the "big" one', "experiment_name": '"', "pore_type": 'a "b"'}
+    for mux in (0, 9):
+        write_pod5(tmp_path / "data" / f'{mux}".pod5', [20_000], seed=mux + 1, mux=mux, **names)
+    run(settings(tmp_path / "data", out=tmp_path / "out", output={"headers": headers, "formats": "fastq,bam"}))
+    assert verify(Workspace(tmp_path / "out")).faults == []
+    (summary, _) = sorted((tmp_path / "out").rglob("sequencing_summary*.txt"))
+    assert '"' not in summary.read_text()
+    assert "\tthe_big_one\t" in summary.read_text()
 
 
 def test_another_run_below_the_folder_is_not_counted_in(data: Path, tmp_path: Path) -> None:

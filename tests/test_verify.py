@@ -34,6 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
         "*.fastq.gz",
         "*.bam",
         "*.sam",
+        "provenance.json",
         ".shoal/plan/reads.parquet",
     ],
 )

@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 UNCLASSIFIED = "unclassified"
 _MINKNOW_ALIAS = re.compile(rb" barcode_alias=\S+")
 _DORADO_ALIAS = re.compile(rb"\tal:Z:(\S+)")
-_BLANK = re.compile(r"\s+")
+_UNFIT = re.compile(r"[\s\"]+")
 
 
 class FastqFormatter:
@@ -124,5 +124,5 @@ def dorado_time(milliseconds: int) -> str:
 
 
 def word(text: str) -> str:
-    """Make text fit for a header, where a blank ends a value."""
-    return _BLANK.sub("_", text.strip())
+    """Make text fit for a header, where a blank ends a value, and for tables, where no value has a blank or a quote."""
+    return _UNFIT.sub("_", text.strip())

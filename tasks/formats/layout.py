@@ -6,6 +6,7 @@ Missing metadata becomes `unknown`, never a made-up date.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -25,12 +26,22 @@ KINDS: Mapping[Kind, tuple[str, str]] = {
     "sam": ("bam", "sam"),
     "cram": ("cram", "cram"),
 }
+#: Bytes of a part of a path: names are made of two at most that may be as long, and file systems take 255.
+LONGEST = 100
 _UNFIT = re.compile(r"[^\w.+=@-]+")
 
 
 def path_part(text: str) -> str:
-    """Make text fit for one part of a path: no slash, blank, control character or leading dot."""
-    return _UNFIT.sub("_", text.strip()).lstrip(".") or UNKNOWN
+    """Make text fit for one part of a path: no slash, blank, control character or leading dot.
+
+    What is too long for a file's name, beside what else stands there, ends with a digest, so that it stays apart.
+    """
+    part = _UNFIT.sub("_", text.strip()).lstrip(".") or UNKNOWN
+    encoded = part.encode()
+    if len(encoded) <= LONGEST:
+        return part
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: LONGEST - 9].decode('utf-8', 'ignore')}-{digest}"
 
 
 def run_folder(run: RunInfo) -> PurePosixPath:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.batches import Batch, Slice
+from tasks.core.errors import SettingsError
 from tasks.core.plan import Plan, PlannedFile, PlannedReads, PlannedRun
 from tasks.core.reads import RunInfo
 from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
@@ -75,10 +76,17 @@ def has_plan(workspace: Workspace) -> bool:
 
 
 def read_plan(workspace: Workspace) -> Plan:
-    """Read runs, files and batches; the reads come from `read_planned_reads` or `iterate_reads`."""
+    """Read runs, files and batches; the reads come from `read_planned_reads` or `iterate_reads`.
+
+    Raises:
+        SettingsError: there is none.
+    """
     folder = _folder(workspace)
+    runs = read_json(folder / "runs.json")
+    if runs is None:
+        raise SettingsError(f"{workspace.out} holds no plan yet; `shoal run INPUT --out {workspace.out}` makes one")
     return Plan(
-        runs=tuple(_run_from_json(run) for run in read_json(folder / "runs.json")),
+        runs=tuple(map(_run_from_json, runs)),
         files=tuple(PlannedFile(**row) for row in pq.read_table(folder / "files.parquet").to_pylist()),
         batches=tuple(_batch(row) for row in pq.read_table(folder / "batches.parquet").to_pylist()),
     )

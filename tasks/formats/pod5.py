@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from lib_pod5 import pod5_format_pybind
 
-from tasks.core.errors import InputError
+from tasks.core.errors import InputError, SettingsError
 from tasks.core.reads import Read, RunInfo
 
 SIGNATURE = b"\x8bPOD\r\n\x1a\n"
@@ -70,18 +70,31 @@ class Unreadable:
     reason: str
 
 
-def find_pod5(inputs: tuple[Path, ...]) -> list[Path]:
+def find_pod5(inputs: tuple[Path, ...], lists: tuple[Path, ...] = ()) -> list[Path]:
     """List the POD5 files under folders (recursively) and the files given, sorted, each once.
 
     Links to folders are followed; a dangling link is listed, so that it is reported and not passed over (also one with
     no suffix, which may have led to a folder), and so is a folder that can't be read. A file given by name is listed
     whatever its name; one named *.txt is a list of such paths, one per line.
+
+    Args:
+        lists: The lists that the inputs stand in.
+
+    Raises:
+        SettingsError: a list names itself, or is no text.
     """
     found: dict[Path, None] = {}
     for given in inputs:
         if given.suffix == ".txt" and given.is_file():
-            lines = given.read_text("utf-8", "surrogateescape").splitlines()
-            found.update(dict.fromkeys(find_pod5(tuple(given.parent / line for line in lines if line.strip()))))
+            text, here = given.read_text("utf-8", "surrogateescape"), given.resolve()
+            if here in lists:
+                raise SettingsError(f"input: the list {given} names itself, or is named by a list that it names")
+            if "\0" in text:
+                raise SettingsError(
+                    f"input: {given} is no list of paths: it has a NUL byte; give a list of one per line"
+                )
+            paths = tuple(given.parent / line for line in text.splitlines() if line.strip())
+            found.update(dict.fromkeys(find_pod5(paths, (*lists, here))))
             continue
         if not given.is_dir():
             found.setdefault(given.absolute())
@@ -310,7 +323,7 @@ def _batch_reads(
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
     """Open a file for reading and give its descriptor and size; say in InputError why it can't be, or be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe waits for who writes into it
     except FileNotFoundError as error:
         if path.is_symlink():
             raise InputError(str(path), "dangling_link", f"links to {path.readlink()}, which is not there") from error

@@ -71,7 +71,8 @@ COLUMNS = (
     # Files from converters have no protocol run id; then it is unknown here, where MinKNOW always has one.
     *_group("general", "run_id", f"{UUID}|{UNKNOWN}"),
     *_group("general", "channel", _DIGITS),
-    *_group("general", "mux", "[1-4]"),
+    # The specification's 1 to 4; files from converters have others, 0 for one.
+    *_group("general", "mux", _DIGITS),
     *_group("general", "minknow_events", _DIGITS),
     *_group("general", "start_time duration", _DECIMAL),
     *_group("general", "passes_filtering", "TRUE|FALSE"),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.core.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -141,7 +143,11 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None when it is not there."""
+    """Read a JSON file; None when it is not there.
+
+    Raises:
+        InputError: it was cut or garbled.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -150,6 +156,9 @@ def read_json(path: Path) -> Any:
         if error.errno == errno.ESTALE:  # NFS: another node replaced or removed it while we read
             return None
         raise
+    except ValueError as error:
+        message = f"is not whole ({error}); restore it, or call into another output folder"
+        raise InputError(str(path), "damaged", message) from error
 
 
 def fsync_path(path: Path) -> None:

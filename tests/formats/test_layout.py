@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.formats.layout import path_part, reads_name, run_folder, summary_name
+from tasks.formats.layout import LONGEST, path_part, reads_name, run_folder, summary_name
 from tests.making import run_info
 
 
@@ -42,9 +42,20 @@ def test_path_part(text: str, part: str) -> None:
     assert path_part(text) == part
 
 
-@given(st.text())
+def test_long_names_are_cut_and_stay_apart() -> None:
+    longest = "x" * LONGEST
+    assert path_part(longest) == longest
+    parts = [path_part("é" * 300 + end) for end in ("", "a", "b")]
+    assert len(set(parts)) == 3
+    assert {part[:45] for part in parts} == {"é" * 45}
+    name = reads_name(run_info(flow_cell_id="é" * 300), "fastq", passes=True, batch=100_000, barcode="x" * 40)
+    assert max(len(part.encode()) for part in name.parts) < 220
+
+
+@given(st.text() | st.text(min_size=LONGEST))
 def test_no_text_leaves_its_folder(text: str) -> None:
     part = path_part(text)
     assert part
     assert not part.startswith(".")
     assert len(PurePosixPath(part).parts) == 1
+    assert len(part.encode()) <= LONGEST

@@ -9,7 +9,7 @@ import numpy as np
 import pod5
 import pytest
 
-from tasks.core.errors import InputError
+from tasks.core.errors import InputError, SettingsError
 from tasks.core.reads import Read
 from tasks.formats.pod5 import find_pod5, format_read_id, read_rows, scan_pod5
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
@@ -90,6 +90,7 @@ def made(kind: str, folder: Path) -> Path:
         ("table", "corrupt"),
         ("dangling_link", "dangling_link"),
         ("no_reads", "no_reads"),
+        ("fifo", "not_pod5"),
     ],
 )
 def test_bad_files_are_named_with_their_reason(kind: str, reason: str, tmp_path: Path) -> None:
@@ -143,6 +144,21 @@ def test_find_lists_each_file_once_and_follows_links(tmp_path: Path) -> None:
     lost = tmp_path / "in" / "lost.pod5"
     lost.symlink_to(tmp_path / "nowhere")
     assert find_pod5((tmp_path / "in", second)) == [second, lost, first]
+
+
+def test_lists_may_name_lists_and_not_themselves(tmp_path: Path) -> None:
+    one = write_pod5(tmp_path / "a.pod5", [100])
+    outer, twice, inner = (tmp_path / name for name in ("outer.txt", "twice.txt", "inner.txt"))
+    outer.write_text("inner.txt\ntwice.txt\n")
+    twice.write_text("inner.txt\n")
+    inner.write_text("a.pod5\n")
+    assert find_pod5((outer,)) == [one]
+    inner.write_text("./outer.txt\n")
+    with pytest.raises(SettingsError, match=r"the list .*outer\.txt names itself"):
+        find_pod5((outer,))
+    inner.write_bytes(b"a.po\0d5\n")
+    with pytest.raises(SettingsError, match=r"inner\.txt is no list of paths"):
+        find_pod5((inner,))
 
 
 def test_replay_gives_the_same_run_again(tmp_path: Path) -> None:

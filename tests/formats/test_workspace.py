@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.core.errors import InputError
 from tasks.formats.workspace import read_json
 
 
@@ -24,3 +25,10 @@ def test_a_file_that_another_node_replaced_is_not_there(
     else:
         with pytest.raises(OSError, match="beat"):
             read_json(tmp_path / "beat.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"digest": "a', b"\xff\xfe"])
+def test_a_file_that_is_not_whole_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"/settings\.json: is not whole .*; restore it"):
+        read_json(tmp_path / "settings.json")
