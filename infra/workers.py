@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, replace
 from glob import escape as glob_escape
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, cast
 import distributed
 from distributed.core import Status
 
-from tasks.core.errors import EngineError, ShoalError
+from tasks.core.errors import EngineError, InputError, ShoalError
 from tasks.core.liveness import Beat
 from tasks.engines.base import Engine
 from tasks.formats.workspace import read_json, write_json
@@ -227,9 +228,9 @@ def heartbeat(folder: Path, *, bundle: int = -1) -> Heartbeat:
 def read_heartbeats(folder: Path) -> Iterator[Beat]:
     """Read the beats of all slots that work on a run."""
     for file in sorted(folder.glob("[!.]*.json")):
-        beat = read_json(file)
-        if beat is not None:  # gone since it was listed
-            yield Beat(**beat)
+        with suppress(InputError):  # cut by a crash of its machine
+            if (beat := read_json(file)) is not None:  # gone since it was listed
+                yield Beat(**beat)
 
 
 def clear_heartbeats(folder: Path, worker: str | None = None, process: int | None = None) -> None:

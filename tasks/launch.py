@@ -26,7 +26,7 @@ from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remo
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
 from tasks.formats.tree import refuse_foreign
 from tasks.formats.workspace import Workspace, read_json, write_json
-from tasks.settings import RunSettings, decisive
+from tasks.settings import DORADO, RunSettings, decisive
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def plan_input(settings: RunSettings) -> Launched:
     """Work out the plan and change nothing, for a flow may be launching there just now."""
     workspace = Workspace(settings.out)
     _refuse_other_settings(workspace, settings)
+    _refuse_idle_reference(settings)
     identity = identify(settings.engine)  # refuses a model or package that is not there, whatever is in the input
     Writing.of(identity, settings.output, 0.0)  # refuses a sample sheet or reference that workers could not read
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
@@ -196,6 +197,15 @@ def _refuse_other_settings(workspace: Workspace, settings: RunSettings) -> None:
         raise SettingsError(
             f"{settings.out} holds a run with other settings (see {workspace.settings}); give those it was begun with, "
             f"or another output folder:{''.join(differing)}"
+        )
+
+
+def _refuse_idle_reference(settings: RunSettings) -> None:
+    """Raise SettingsError where a reference would be of no use: the calls would look as if they had been aligned."""
+    if settings.output.reference and settings.engine.kind not in DORADO and "cram" not in settings.output.formats:
+        raise SettingsError(
+            f"output.reference: the {settings.engine.kind} engine aligns to none; {' and '.join(DORADO)} do; or leave "
+            f"{settings.output.reference} out, and align the calls with minimap2"
         )
 
 

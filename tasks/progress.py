@@ -76,9 +76,7 @@ class Watch:
 
     def look(self) -> RunProgress | None:
         """Return the progress now, always the same object; None while there is no plan."""
-        with suppress(
-            FileNotFoundError, SettingsError
-        ):  # none yet, or it is being replaced: the next look sees the new one
+        with suppress(FileNotFoundError, SettingsError):  # none yet, or being replaced: the next look sees the new one
             self._take_plan()
         if self._progress is None:
             return None

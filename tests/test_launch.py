@@ -47,12 +47,20 @@ def test_files_that_workers_could_not_read_are_refused_at_once(
 ) -> None:
     write_pod5(tmp_path / "data" / "one.pod5", [20_000])
     (tmp_path / name).write_text(content)
-    output = {"formats": "bam", setting: tmp_path / name}
+    output = {"formats": "bam,cram" if setting == "reference" else "bam", setting: tmp_path / name}
     given = settings(tmp_path / "data", out=tmp_path / "out", output=output)
     for begin in (plan_input, launch):
         with pytest.raises(SettingsError, match=f"{tmp_path}/{says}"):
             begin(given)
     assert not given.out.exists()
+
+
+def test_a_reference_that_nobody_aligns_to_is_refused(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "data" / "one.pod5", [20_000])
+    (tmp_path / "reference.fa").write_text(">chr1\nACGT\n")
+    output = {"formats": "bam", "reference": tmp_path / "reference.fa"}
+    with pytest.raises(SettingsError, match=r"output\.reference: the null engine aligns to none"):
+        plan_input(settings(tmp_path / "data", out=tmp_path / "out", output=output))
 
 
 def test_a_sample_sheet_binds_once_something_is_called_by_it(tmp_path: Path) -> None:

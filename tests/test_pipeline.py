@@ -186,7 +186,7 @@ def test_other_settings_on_the_same_folder_are_refused(data: Path, tmp_path: Pat
     reference = tmp_path / "reference.fasta"
     reference.write_text(">chr1\nACGT\n")
     launch(settings(data, out=tmp_path / "out"))
-    output = {"formats": "fastq,bam", "reference": reference, "files": "one"}
+    output = {"formats": "fastq,bam,cram", "reference": reference, "files": "one"}
     with pytest.raises(SettingsError) as caught:
         launch(settings(data, out=tmp_path / "out", batch_samples=200_000, output=output))
     assert str(caught.value).splitlines()[1:] == [
