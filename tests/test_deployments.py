@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.context import refresh_global_settings_context
 from prefect.events import emit_event
 
 from deployments.automations import install_automations
@@ -67,6 +68,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", database.replace("postgresql:", "postgresql+asyncpg:"))
         with prefect_api(log_folder=home, announce=lambda _: None) as url:
             yield url
+    refresh_global_settings_context()  # back to the session's server
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,8 @@ def test_all_is_on_disk_before_the_result_is_called_whole(
     given = rich_run(settings(data, out=tmp_path / "out", output=output))
     workspace = Workspace(given.out)
     for _ in range(2):  # as it was called, and sorted again
-        before = set(synced[: synced.index(workspace.merged.stat().st_ino)])
+        last = synced[::-1].index(workspace.merged.stat().st_ino)  # a file that is gone may have had its number before
+        before = set(synced[: len(synced) - 1 - last])
         made = [given.out, *given.out.rglob("*")]
         lying = [path for path in made if path != workspace.state and workspace.state not in path.parents]
         lying += [path for path in workspace.sorted.rglob("*") if path.name != "choice.json"]
