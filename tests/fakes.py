@@ -70,6 +70,11 @@ def open_slowly(folder: Path, seconds: float) -> FakeEngine:
     return open_fake(folder)
 
 
+def open_slowly_again(folder: Path, seconds: float) -> FakeEngine:
+    """Take a while, but for the first process that asks."""
+    return open_slowly(folder, seconds if list(folder.glob("opened-*")) else 0.0)
+
+
 class PoisonedEngine:
     """Makes bases up, and breaks over some reads: `raises` an error, `kills` its process, or `hangs`."""
 
