@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 TICK = 1.0
 #: Seconds that a worker may be away, for it is starting.
 START_WITHIN = 120.0
+#: Seconds that the end waits for workers that are starting, before it ends those too.
+LEAVE_WITHIN = 10.0
 #: Nannies in a row that were replaced before any worker came up, after which more of them are no use.
 STILLBORN = 5
 
@@ -46,6 +48,31 @@ async def restart(scheduler: Any, worker: str) -> None:
     )
 
 
+class Tending:
+    """Something done every second, and ended between two times: Dask loses the processes whose start was cut off."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]], *, after: float = 0.0) -> None:
+        """Begin, after some seconds. What `look` raises, it has to handle itself."""
+        self._leaving = asyncio.Event()
+        self._task = asyncio.create_task(self._repeat(look, after))
+
+    async def _repeat(self, look: Callable[[], Awaitable[None]], after: float) -> None:
+        while not await self._is_leaving(after):
+            await look()
+            after = TICK
+
+    async def _is_leaving(self, within: float) -> bool:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), within)
+        return self._leaving.is_set()
+
+    async def end(self, within: float | None = None) -> bool:
+        """Let it finish what it does, and do no more. Return whether it has, after some seconds at most."""
+        self._leaving.set()
+        done, _ = await asyncio.wait({self._task}, timeout=within)
+        return bool(done)
+
+
 class LocalCluster(distributed.LocalCluster):
     """Workers of this machine, each with a nanny in this process."""
 
@@ -56,7 +83,7 @@ class LocalCluster(distributed.LocalCluster):
         self.aside: set[str] = set()
         self._away: dict[Any, float] = {}
         self._stillborn = 0
-        self._tending: asyncio.Task[None] | None = None
+        self._tending: Tending | None = None
         self._news: deque[str] = deque(maxlen=100)
         #: Why more workers are no use; the flow ends with it.
         self.trouble = ""
@@ -64,13 +91,13 @@ class LocalCluster(distributed.LocalCluster):
 
     async def _start(self) -> None:
         await super()._start()
-        self._tending = asyncio.create_task(self._tend())
+        self._tending = Tending(self._tend, after=TICK)
 
     async def _close(self) -> None:
-        if self._tending is not None:
-            self._tending.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._tending
+        if self._tending is not None and not await self._tending.end(LEAVE_WITHIN):
+            starting = [nanny for nanny in self._created if nanny.status == Status.init]
+            await asyncio.gather(*(nanny.close() for nanny in starting))
+            await self._tending.end()
         await super()._close()
 
     def news(self) -> list[str]:
@@ -82,14 +109,12 @@ class LocalCluster(distributed.LocalCluster):
         self.sync(restart, self.scheduler, worker)
 
     async def _tend(self) -> None:
-        while True:
-            await asyncio.sleep(TICK)
-            try:
-                pause(self.scheduler, self.aside)
-                await self._mend()
-            except Exception as error:
-                logger.exception("the workers could not be tended; trying again")
-                self._tell(f"a worker can't be started: {type(error).__name__}: {error}")
+        try:
+            pause(self.scheduler, self.aside)
+            await self._mend()
+        except Exception as error:
+            logger.exception("the workers could not be tended; trying again")
+            self._tell(f"a worker can't be started: {type(error).__name__}: {error}")
 
     async def _mend(self) -> None:
         """Replace the nannies whose workers stay away."""

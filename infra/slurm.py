@@ -28,7 +28,7 @@ from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from infra import dask_settings
-from infra.local import pause
+from infra.local import TICK, Tending, pause
 from infra.site import PoolResources, Site, StageResources
 from tasks.core.resources import PoolState, correction, format_walltime, lifetime
 
@@ -40,9 +40,10 @@ signal.signal(signal.SIGINT, _interrupt)
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at workers and work, and at the queue while nothing is amiss.
-TICK = 1.0
+#: Seconds between looks at the queue while nothing is amiss.
 QUEUE_EVERY = 15.0
+#: Seconds within which a command of Slurm's answers, or is killed: more than Slurm's own limit at any site.
+ANSWER_WITHIN = 120.0
 #: Seconds before a failed sbatch is tried again.
 RETRY_AFTER = 5.0
 #: Seconds that a worker tries to reach the scheduler before it ends its job.
@@ -108,6 +109,26 @@ class SlurmJob(SLURMJob):
         """Submit it."""
         self.submitted = time.monotonic()
         await super().start()
+
+    @staticmethod
+    async def _call(cmd: Sequence[str], **_: Any) -> str:
+        """Run one of Slurm's commands; return what it prints.
+
+        Raises:
+            RuntimeError: it failed, or gave no answer and was killed.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *cmd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), ANSWER_WITHIN)
+        except asyncio.TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            raise RuntimeError(f"{cmd[0]} gave no answer for {ANSWER_WITHIN:.0f} s") from None
+        if process.returncode:
+            raise RuntimeError(f"{cmd[0]} ended with {process.returncode}\n{out.decode()}\n{err.decode()}")
+        return out.decode()
 
     async def close(self) -> None:
         """Cancel it."""
@@ -199,7 +220,7 @@ class SlurmCluster(SLURMCluster):
         self._queue = QueueState()
         self._stillborn = 0
         self._retry_at = 0.0
-        self._tending: asyncio.Task[None] | None = None
+        self._tending: Tending | None = None
         #: What the flow should tell; taken by `news`.
         self._news: deque[str] = deque(maxlen=100)
         #: Why more workers are no use; the flow ends with it.
@@ -214,20 +235,20 @@ class SlurmCluster(SLURMCluster):
 
     async def _start(self) -> None:
         await super()._start()
-        self._tending = asyncio.create_task(self._tend())
+        self._tending = Tending(self._tend)
 
     async def _close(self) -> None:
         if self._tending is not None:
-            self._tending.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._tending
-        with _quiet("distributed.scheduler"):  # it calls the connections that it cuts itself errors
-            await super()._close()
-        for key in ("_job_ca_file", "_job_key", "_job_cert"):
-            if file := getattr(self, key, None):
-                file.close()
-        if self._known:
-            await self._see_jobs_leave()
+            await self._tending.end()
+        try:
+            with _quiet("distributed.scheduler"):  # it calls the connections that it cuts itself errors
+                await super()._close()
+        finally:
+            for key in ("_job_ca_file", "_job_key", "_job_cert"):
+                if file := getattr(self, key, None):
+                    file.close()
+            if any(pool.made for pool in self._pools):
+                await self._see_jobs_leave()
 
     def news(self) -> list[str]:
         """Take what happened since the last call, in words."""
@@ -264,16 +285,14 @@ class SlurmCluster(SLURMCluster):
         return [address for address, state in self.scheduler.workers.items() if state.name == worker]
 
     async def _tend(self) -> None:
-        """Heal and scale, until the cluster closes."""
-        while True:
-            try:
-                pause(self.scheduler, self.aside)
-                await self._look()
-                self._scale_to_work()
-                await self._correct_state()
-            except Exception:
-                logger.exception("the cluster could not be tended; trying again")
-            await asyncio.sleep(TICK)
+        """Heal and scale."""
+        try:
+            pause(self.scheduler, self.aside)
+            await self._look()
+            self._scale_to_work()
+            await self._correct_state()
+        except Exception:
+            logger.exception("the cluster could not be tended; trying again")
 
     async def _correct_state_internal(self) -> None:
         """Bring jobs in line with what is wanted.

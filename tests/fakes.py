@@ -79,6 +79,11 @@ def open_large(folder: Path, size: int) -> FakeEngine:
     return engine
 
 
+def open_slowly_again(folder: Path, seconds: float) -> FakeEngine:
+    """Take a while, but for the first process that asks."""
+    return open_slowly(folder, seconds if list(folder.glob("opened-*")) else 0.0)
+
+
 class PoisonedEngine:
     """Makes bases up, and breaks over some reads: `raises` an error, `kills` its process, or `hangs`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import dask
 import distributed
+import psutil
 import pytest
+from distributed.core import Status
 from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 from prefect.task_engine import run_task_sync
@@ -20,7 +23,7 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from flows.rounds import _is_api_trouble, _result
 from infra import dask_settings
-from infra.cluster import Cluster, open_cluster, task_runner
+from infra.cluster import Cluster, LocalWorkers, open_cluster, task_runner
 from infra.site import Site
 from tasks.core.errors import EngineError
 from tests.fakes import (
@@ -29,9 +32,11 @@ from tests.fakes import (
     open_fake,
     open_large,
     open_slowly,
+    open_slowly_again,
     wait_for_gate,
     worker_environment,
 )
+from tests.slurm import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,6 +200,30 @@ def test_an_engine_may_take_its_time_to_open(tmp_path: Path, monkeypatch: pytest
         _, engine, process = client.submit(engine_and_process, 0).result(timeout=300)
     assert engine == "fake"
     assert [file.name for file in tmp_path.glob("opened-*")] == [f"opened-{process}"]  # no other was begun
+
+
+@pytest.mark.parametrize(
+    ("seconds", "within"), [pytest.param(0.0, 300.0, id="quickly"), pytest.param(3600.0, 1.0, id="for ever")]
+)
+def test_a_block_is_left_while_a_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, within: float
+) -> None:
+    """No process of it stays behind, and the end is no error."""
+    monkeypatch.setattr("infra.local.LEAVE_WITHIN", within)
+    before = worker_processes()
+    opener = partial(open_slowly_again, tmp_path, seconds)
+    with open_cluster(Site(name="test", workers=1), opener, slots=1, logs=tmp_path, log_level="INFO") as cluster:
+        assert isinstance(cluster, LocalWorkers)
+        local = cluster.cluster
+        (nanny,) = local.workers.values()
+        asyncio.run_coroutine_threadsafe(nanny.close(), local.loop.asyncio_loop).result(300)
+        wait_for(lambda: [nanny for nanny in list(local._created) if nanny.status == Status.init])
+    assert worker_processes() == before
+
+
+def worker_processes() -> set[int]:
+    """Return the worker processes of ours."""
+    return {child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
 
 
 def test_a_mapped_flow_runs_on_the_workers(cluster: Cluster, prefect_url: str) -> None:

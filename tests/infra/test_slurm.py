@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,41 @@ def test_a_job_that_runs_without_a_worker_is_replaced(
         )[0]
         assert node in ("n1", "n2")
         wait_for_jobs(lambda jobs: jobs and job not in jobs)
+
+
+def a_program(folder: Path, name: str, script: str, patch: pytest.MonkeyPatch) -> None:
+    """Put a program before those that PATH finds; `$REAL` is the one that it found so far."""
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{script}\n")
+    file.chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.slurm
+def test_a_block_is_left_while_a_job_is_submitted(
+    tmp_path: Path, slurm_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job stays behind, and the end is no error."""
+    a_program(tmp_path / "slow", "sbatch", f'touch {tmp_path}/began; sleep 3; exec $REAL "$@"', monkeypatch)
+    with workers(tmp_path, H100) as (_, client):
+        future = client.submit(engine_and_process, 0)
+        wait_for((tmp_path / "began").exists)
+        future.release()
+    assert not jobs()
+
+
+def test_a_command_of_slurms_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.slurm.ANSWER_WITHIN", 1.0)
+    process = tmp_path / "process"
+    a_program(tmp_path / "hanging", "sbatch", f"echo $$ > {process}; exec sleep 3600", monkeypatch)
+    for name in "squeue", "scancel":
+        a_program(tmp_path / "hanging", name, "exit 0", monkeypatch)
+    with workers(tmp_path, H100, minimum=1) as (cluster, _):
+        news: list[str] = []
+        wait_for(lambda: news.extend(cluster.news()) or (news and process.exists()))
+    assert "sbatch failed, it is tried again in 5 s: sbatch gave no answer for 1 s" in news
+    wait_for(lambda: not psutil.pid_exists(int(process.read_text())))
 
 
 def a_site(**split: object) -> Site:
