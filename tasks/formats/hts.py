@@ -25,7 +25,11 @@ def convert_bam(source: Path, target: Path, kind: Kind, reference: Path | None) 
     try:
         pysam.view(*options, "--no-PG", "-o", str(target), str(source), catch_stdout=False)
     except SamtoolsError as error:
-        raise SettingsError(f"output.formats: {kind} can't be made of {source}: {error}") from error
+        against = f" against {reference}" if kind == "cram" else ""
+        raise SettingsError(
+            f"output.formats: {kind} can't be made of {source}{against}: {error}; what htslib says of it stands above; "
+            "`shoal merge` takes another --reference, and other --formats"
+        ) from error
 
 
 def alignment_ids(path: Path, reference: Path | None = None) -> Iterator[str]:
