@@ -39,11 +39,18 @@ def alignment_ids(path: Path, reference: Path | None = None) -> Iterator[str]:
         InputError: it can't be read.
     """
     try:
-        with pysam.AlignmentFile(
-            str(path), check_sq=False, reference_filename=str(reference) if reference else None
-        ) as file:
+        with _opened(path, reference) as file:
             for record in file.fetch(until_eof=True):
                 if not (record.is_secondary or record.is_supplementary):
                     yield str(record.query_name)
     except (OSError, ValueError) as error:
         raise InputError(str(path), "damaged", f"can't be read: {error}") from error
+
+
+def _opened(path: Path, reference: Path | None) -> pysam.AlignmentFile:
+    """Open a file without htslib's complaint that CRAM has no index: whoever reads all of it needs none."""
+    before = pysam.set_verbosity(0)
+    try:
+        return pysam.AlignmentFile(str(path), check_sq=False, reference_filename=str(reference) if reference else None)
+    finally:
+        pysam.set_verbosity(before)
