@@ -32,8 +32,8 @@ def convert_bam(source: Path, target: Path, kind: Kind, reference: Path | None) 
         ) from error
 
 
-def alignment_ids(path: Path, reference: Path | None = None) -> Iterator[str]:
-    """Yield the id of each read of a SAM or CRAM file, once.
+def alignment_lengths(path: Path, reference: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Yield the id and the bases of each read of a SAM or CRAM file, once.
 
     Raises:
         InputError: it can't be read.
@@ -42,7 +42,7 @@ def alignment_ids(path: Path, reference: Path | None = None) -> Iterator[str]:
         with _opened(path, reference) as file:
             for record in file.fetch(until_eof=True):
                 if not (record.is_secondary or record.is_supplementary):
-                    yield str(record.query_name)
+                    yield str(record.query_name), record.query_length
     except (OSError, ValueError) as error:
         raise InputError(str(path), "damaged", f"can't be read: {error}") from error
 
