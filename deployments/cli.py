@@ -37,9 +37,10 @@ from tasks.core.result import MergedRun
 from tasks.core.watching import parse_duration
 from tasks.engines.catalogue import list_models
 from tasks.engines.registry import slots_of
+from tasks.formats.commit import committed_ids
 from tasks.formats.planfile import plan_digest, read_plan
 from tasks.formats.replay import ReplaySettings, bundled_source, replay
-from tasks.formats.resort import Choice, choose, read_choice
+from tasks.formats.resort import Choice, choose, is_barcoded, read_choice
 from tasks.formats.samplesheet import SampleSheet, read_sample_sheet
 from tasks.formats.workspace import Workspace, read_json
 from tasks.launch import bundles_left, estimated_seconds, plan_input, refuse_flaws
@@ -317,6 +318,11 @@ def demux(
     if not any(row.of(run.info) for row in sheet.rows for run in plan.runs):
         cells = ", ".join(sorted({run.info.flow_cell_id or "unknown" for run in plan.runs}))
         raise SettingsError(f"{sample_sheet}: no row is of a run in {folder}; its flow cells are {cells}")
+    if committed_ids(workspace) and not is_barcoded(workspace):
+        raise SettingsError(
+            f"{folder} was not barcoded when it was called, and a sample sheet names barcodes; call it into another "
+            "folder with --barcode-kits"
+        )
     return _sort_again(workspace, _stored(workspace), sheet=sheet, display=Display(json=json))
 
 
@@ -554,7 +560,7 @@ def replay_(
     Parameters
     ----------
     sources
-        POD5 files to take signal from; none: the read that ships in ont-pybasecall-client-lib.
+        POD5 files, or folders of them, to take signal from; none: the read that ships in ont-pybasecall-client-lib.
     out
         Folder for the new POD5 files.
     reads

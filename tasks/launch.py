@@ -24,6 +24,7 @@ from tasks.formats.commit import committed_ids
 from tasks.formats.outputs import Writing
 from tasks.formats.planfile import has_plan, read_plan, read_planned_reads, remove_unfinished, write_plan
 from tasks.formats.pod5 import Pod5Index, find_pod5, scan_pod5
+from tasks.formats.reference import refuse_for_cram
 from tasks.formats.tree import refuse_foreign
 from tasks.formats.workspace import Workspace, read_json, write_json
 from tasks.settings import DORADO, RunSettings, decisive
@@ -77,6 +78,8 @@ def plan_input(settings: RunSettings) -> Launched:
     _refuse_idle_reference(settings)
     identity = identify(settings.engine)  # refuses a model or package that is not there, whatever is in the input
     Writing.of(identity, settings.output, 0.0)  # refuses a sample sheet or reference that workers could not read
+    if "cram" in settings.output.formats and settings.output.reference:
+        refuse_for_cram(settings.output.reference)
     found = scan(settings.input, refusal=lambda run: _refusal(settings, run))
     committed = frozenset(committed_ids(workspace))
     if has_plan(workspace):

@@ -33,6 +33,7 @@ from tasks.formats.planfile import (
     read_plan_digest,
 )
 from tasks.formats.pod5 import format_read_id
+from tasks.formats.reference import refuse_for_cram
 from tasks.formats.resort import read_choice, sorted_batches
 from tasks.formats.tree import Tree, names_written, refuse_foreign
 from tasks.formats.workspace import Workspace, fsync_path, read_json, write_json
@@ -65,7 +66,8 @@ def merge(settings: RunSettings) -> MergedRun:
 
     Raises:
         LedgerError: reads are missing or doubled; names them. Nothing is written then.
-        SettingsError: the folder has calls that are not ours since it was launched. Nothing is written then.
+        SettingsError: the folder has calls that are not ours since it was launched, or CRAM can't be compressed against
+            the reference. Nothing is written then.
     """
     workspace = Workspace(settings.out)
     identity = identify(settings.engine)
@@ -78,6 +80,8 @@ def merge(settings: RunSettings) -> MergedRun:
             f"yet, e.g. of {left[0].slices[0].file} (batch {left[0].batch_id}); the same `shoal run` goes on"
         )
     refuse_foreign(workspace, plan)
+    if "cram" in settings.output.formats and settings.output.reference:
+        refuse_for_cram(settings.output.reference)
     earlier = names_written(workspace)
     manifests = [read_manifest(workspace, batch.batch_id) for batch in plan.batches]
     identity = _called_by(manifests) or identity

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,10 @@ import pyarrow.parquet as pq
 from isal import igzip
 
 from tasks.core.errors import InputError
-from tasks.core.ledger import prove
+from tasks.core.ledger import id_order, prove
 from tasks.formats.bam import iterate_bam
 from tasks.formats.bgzf import DeflateError
-from tasks.formats.hts import alignment_ids
+from tasks.formats.hts import alignment_lengths
 from tasks.formats.layout import KINDS, Kind
 from tasks.formats.planfile import has_plan, iterate_reads
 from tasks.formats.pod5 import format_read_id
@@ -27,6 +28,9 @@ from tasks.formats.workspace import Workspace, read_json
 
 #: Faults listed before verify stops looking for more of a kind.
 ENOUGH = 1000
+
+#: Ids of reads, uint8, shape (n, 16), and the bases of each, int64, shape (n,).
+_Calls: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +47,7 @@ class VerifyReport:
 def verify(workspace: Workspace) -> VerifyReport:
     """Check a run folder: ledger against plan, summary against ledger, calls against summary, values, checksums.
 
-    Holds 16 bytes per read for each of ledger, summary, and one kind of files of calls.
+    Holds 24 bytes per read for each of ledger, summary, and one kind of files of calls.
     """
     report = VerifyReport()
     if not workspace.ledger.exists():
@@ -53,16 +57,18 @@ def verify(workspace: Workspace) -> VerifyReport:
     parents = bytearray()
     homes = _homes(workspace, report)
     summaries = sorted(path for home in homes for path in home.rglob("sequencing_summary*.txt"))
-    in_summary = _ids(read_id for path in summaries for read_id in _summary_ids(path, report, parents))
+    in_summary, lengths = _gathered(call for path in summaries for call in _summary_calls(path, report, parents))
     _check_products(called, products, np.frombuffer(bytes(parents), np.uint8).reshape(-1, 16), report)
     files: list[Path] = []
     for kind in KINDS:
         found = [path for home in homes for path in calls_files(home, [kind])]
         files += found
         if found:
-            in_files = _ids(read_id for path in found for read_id in _calls(kind, path, report))
+            in_files, bases = _gathered(call for path in found for call in _calls(kind, path, report))
             report.records = max(report.records, len(in_files))
-            _compare(f"{kind.upper()} and summary", in_files, in_summary, report)
+            what = f"{kind.upper()} and summary"
+            if _compare(what, in_files, in_summary, report):
+                _compare_lengths(what, (in_files, bases), (in_summary, lengths), report)
     if len(in_summary) and not files:
         report.faults.append(f"{workspace.out} has no file of calls, and {len(in_summary)} reads in its summaries")
     tables = sorted(path for home in homes for path in home.rglob("output_hash*.csv"))
@@ -132,7 +138,8 @@ def _check_products(
             )
 
 
-def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], report: VerifyReport) -> None:
+def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], report: VerifyReport) -> bool:
+    """Tell whether both name the same reads, each once; else say what is wrong."""
     proof = prove(left, right)
     for kind, ids in (
         ("only in the first", proof.missing),
@@ -141,31 +148,44 @@ def _compare(what: str, left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8
     ):
         if len(ids):
             report.faults.append(f"{what}: {len(ids)} reads {kind}, e.g. {format_read_id(ids[0].tobytes())}")
+    return proof.holds
 
 
-def _calls(kind: Kind, path: Path, report: VerifyReport) -> Iterator[bytes]:
-    """Yield the ids of a file of calls, packed; what can't be read is a fault."""
+def _compare_lengths(what: str, left: _Calls, right: _Calls, report: VerifyReport) -> None:
+    """Compare the bases of the same reads."""
+    order = id_order(left[0])
+    here, there = left[1][order], right[1][id_order(right[0])]
+    differing = np.flatnonzero(here != there)
+    for i in differing[:1]:
+        report.faults.append(
+            f"{what}: {len(differing)} reads are not as long in both, e.g. "
+            f"{format_read_id(left[0][order[i]].tobytes())}: {here[i]} and {there[i]} bases"
+        )
+
+
+def _calls(kind: Kind, path: Path, report: VerifyReport) -> Iterator[tuple[bytes, int]]:
+    """Yield the ids, packed, and bases of a file of calls; what can't be read is a fault."""
     if kind == "fastq":
-        ids = _fastq_ids(path, report)
+        calls = _fastq_calls(path, report)
     elif kind == "bam":
-        ids = (record.read_id for record in iterate_bam(path) if record.primary)
+        calls = ((record.read_id, record.bases) for record in iterate_bam(path) if record.primary)
     else:
-        ids = alignment_ids(path)
+        calls = alignment_lengths(path)
     try:
-        for read_id in ids:
+        for read_id, bases in calls:
             packed = _packed(read_id)
             if not packed:
                 report.faults.append(f"{path}: {read_id!r} is no read id")
                 return
-            yield packed
+            yield packed, bases
     except InputError as error:
         report.faults.append(str(error))
     except UnicodeDecodeError as error:
         report.faults.append(f"{path}: a read id is no text: {error}")
 
 
-def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
-    """Yield the ids of a FASTQ file; a malformed record is a fault."""
+def _fastq_calls(path: Path, report: VerifyReport) -> Iterator[tuple[str, int]]:
+    """Yield the ids and bases of a FASTQ file; a malformed record is a fault."""
     try:
         with igzip.open(path, "rb") as file:  # type: ignore[no-untyped-call]
             for number, header in enumerate(file):
@@ -179,13 +199,13 @@ def _fastq_ids(path: Path, report: VerifyReport) -> Iterator[str]:
                 ):
                     report.faults.append(f"{path}: record {number} is malformed")
                     return
-                yield header[1:].split(None, 1)[0].decode()
+                yield header[1:].split(None, 1)[0].decode(), len(sequence) - 1
     except (OSError, EOFError, DeflateError) as error:
         report.faults.append(f"{path}: can't be decompressed: {error}")
 
 
-def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[bytes]:
-    """Yield the ids of a summary, packed, gather those of the parents, and check its values."""
+def _summary_calls(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[tuple[bytes, int]]:
+    """Yield the ids, packed, and bases of a summary, gather the ids of the parents, and check its values."""
     try:
         yield from _summary_rows(path, report, parents)
     except InputError as error:
@@ -194,16 +214,17 @@ def _summary_ids(path: Path, report: VerifyReport, parents: bytearray) -> Iterat
         report.faults.append(f"{path} can't be read: {error}")
 
 
-def _summary_rows(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[bytes]:
+def _summary_rows(path: Path, report: VerifyReport, parents: bytearray) -> Iterator[tuple[bytes, int]]:
     for violation in validate_summary(path):
         report.faults.append(f"{path}: {violation}")
         if len(report.faults) > ENOUGH:
             break
     with path.open(encoding="utf-8", newline="\n") as file:
         header = file.readline().rstrip("\n").split("\t")
-        if not {"read_id", "parent_read_id"} <= set(header):
+        names = ("read_id", "parent_read_id", "sequence_length_template")
+        if not set(names) <= set(header):
             return
-        column, parent = header.index("read_id"), header.index("parent_read_id")
+        column, parent, length = map(header.index, names)
         for line in file:
             report.values += len(header)
             values = line.rstrip("\n").split("\t")
@@ -212,7 +233,8 @@ def _summary_rows(path: Path, report: VerifyReport, parents: bytearray) -> Itera
             of, read_id = _packed(values[parent]), _packed(values[column])
             if of and read_id:
                 parents += of
-                yield read_id
+                bases = values[length]
+                yield read_id, int(bases) if bases.isdecimal() and len(bases) < 19 else -1
 
 
 def _hashed(table: Path, report: VerifyReport) -> Iterator[Path]:
@@ -246,6 +268,19 @@ def _packed(text: str) -> bytes:
     except ValueError:
         return b""
     return packed if len(packed) == 16 else b""
+
+
+def _gathered(calls: Iterable[tuple[bytes, int]]) -> _Calls:
+    """Gather packed ids, uint8, shape (n, 16), and bases, int64, shape (n,)."""
+    lengths = array("q")
+
+    def ids() -> Iterator[bytes]:
+        for read_id, bases in calls:
+            lengths.append(bases)
+            yield read_id
+
+    gathered = _ids(ids())
+    return gathered, np.frombuffer(lengths, np.int64) if lengths else np.empty(0, np.int64)
 
 
 def _ids(packed: Iterable[bytes]) -> npt.NDArray[np.uint8]:

@@ -66,6 +66,8 @@ def test_a_folder_without_whole_settings_or_plan_is_told_of(
     run(given)
     stored = given.out / ".shoal" / "settings.json"
     runs = given.out / ".shoal" / "plan" / "runs.json"
+    if words[0] == "demux":
+        assert "was not barcoded when it was called" in refused(monkeypatch, capsys, words[0], given.out, *words[1:])
     for path in (stored, runs) if words[0] != "demux" else (runs,):
         whole = path.read_bytes()
         path.unlink() if damage == "gone" else path.write_bytes(whole[:-5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_a_complete_run_with_other_files_or_columns_is_merged_again(
     assert not launch(given).left
     merge(given)
     assert _done(given, display)
+
+
+def test_a_reference_that_cram_cannot_use_is_refused_before_anything_is_done(minknow: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference.fa.gz"
+    reference.write_bytes(gzip.compress(b">chr1\nACGT\n"))
+    cram = {"formats": "cram", "reference": reference}
+    with pytest.raises(SettingsError, match=r"reference\.fa\.gz is packed by gzip"):
+        plan_input(settings(minknow, out=tmp_path / "out", output=cram))
+    merged = run(settings(minknow, out=tmp_path / "out", output={"formats": "bam"}))
+    with pytest.raises(SettingsError, match=r"reference\.fa\.gz is packed by gzip"):
+        merge(settings(minknow, out=tmp_path / "out", output=cram))
+    assert merged_before(Workspace(tmp_path / "out")) == merged
 
 
 @pytest.mark.parametrize("name", ["provenance.json", ".shoal/merged.json"])

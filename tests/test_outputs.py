@@ -208,8 +208,10 @@ def aligned(data: Path, tmp_path: Path) -> RunSettings:
     return run(settings(data, out=tmp_path / "out", output=output), RichEngine(reference.read_bytes()))
 
 
-def test_alignments_in_bam_sam_and_cram(aligned: RunSettings) -> None:
+def test_alignments_in_bam_sam_and_cram(aligned: RunSettings, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     assert verify(Workspace(aligned.out)).faults == []
+    assert capfd.readouterr().err == ""  # htslib's complaints, too
     reference = str(aligned.output.reference)
     for path in aligned.out.rglob("bam_*/*/*.bam"):
 

@@ -59,3 +59,16 @@ def test_calls_without_an_id_are_a_fault(whole: RunSettings, tmp_path: Path) -> 
     for header in (b"@", b"@ \t", b"@read1", b"@\xff\xfe"):
         victim.write_bytes(gzip.compress(header + b"\nA\n+\nI\n"))
         assert any(fault.startswith(f"{victim}: ") for fault in verify(workspace).faults), header
+
+
+def test_other_lengths_in_the_summary_are_a_fault_in_every_kind_of_file(whole: RunSettings, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "out")
+    shutil.copytree(whole.out, workspace.out)
+    (summary,) = workspace.out.glob("*/*/*/sequencing_summary*")
+    header, first, *rest = summary.read_text().splitlines()
+    values = first.split("\t")
+    values[header.split("\t").index("sequence_length_template")] = "7"
+    summary.write_text("\n".join((header, "\t".join(values), *rest)) + "\n")
+    faults = verify(workspace).faults
+    assert [fault.split(":")[0] for fault in faults] == [f"{kind} and summary" for kind in ("FASTQ", "BAM", "SAM")]
+    assert all("1 reads are not as long in both" in fault for fault in faults)

@@ -69,6 +69,20 @@ def first_occurrence(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return first
 
 
+def id_order(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return the places of reads in the order of their ids.
+
+    Args:
+        read_ids: UUID bytes, uint8, shape (n, 16).
+
+    Returns:
+        int64, shape (n,).
+    """
+    words = _words(read_ids)
+    order: npt.NDArray[np.int64] = np.lexsort((words[:, 1], words[:, 0]))
+    return order
+
+
 def _words(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """View ids as two 64-bit words each, so that they sort like their text."""
     return np.ascontiguousarray(read_ids).view(">u8").astype(np.uint64).reshape(-1, 2)

@@ -466,6 +466,11 @@ class BamRecord:
     def primary(self) -> bool:
         return not self.flag & (SECONDARY | SUPPLEMENTARY)
 
+    @property
+    def bases(self) -> int:
+        """Length of its sequence."""
+        return int(struct.unpack_from("<i", self.content, 16)[0])
+
     def with_barcode(self, group: str, label: str) -> bytes:
         """Return the record, size in front, with another read group and barcode."""
         changed = {b"RG": _text("RG", group), b"BC": _text("BC", label)}

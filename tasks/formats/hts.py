@@ -25,21 +25,32 @@ def convert_bam(source: Path, target: Path, kind: Kind, reference: Path | None) 
     try:
         pysam.view(*options, "--no-PG", "-o", str(target), str(source), catch_stdout=False)
     except SamtoolsError as error:
-        raise SettingsError(f"output.formats: {kind} can't be made of {source}: {error}") from error
+        against = f" against {reference}" if kind == "cram" else ""
+        raise SettingsError(
+            f"output.formats: {kind} can't be made of {source}{against}: {error}; what htslib says of it stands above; "
+            "`shoal merge` takes another --reference, and other --formats"
+        ) from error
 
 
-def alignment_ids(path: Path, reference: Path | None = None) -> Iterator[str]:
-    """Yield the id of each read of a SAM or CRAM file, once.
+def alignment_lengths(path: Path, reference: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Yield the id and the bases of each read of a SAM or CRAM file, once.
 
     Raises:
         InputError: it can't be read.
     """
     try:
-        with pysam.AlignmentFile(
-            str(path), check_sq=False, reference_filename=str(reference) if reference else None
-        ) as file:
+        with _opened(path, reference) as file:
             for record in file.fetch(until_eof=True):
                 if not (record.is_secondary or record.is_supplementary):
-                    yield str(record.query_name)
+                    yield str(record.query_name), record.query_length
     except (OSError, ValueError) as error:
         raise InputError(str(path), "damaged", f"can't be read: {error}") from error
+
+
+def _opened(path: Path, reference: Path | None) -> pysam.AlignmentFile:
+    """Open a file without htslib's complaint that CRAM has no index: whoever reads all of it needs none."""
+    before = pysam.set_verbosity(0)
+    try:
+        return pysam.AlignmentFile(str(path), check_sq=False, reference_filename=str(reference) if reference else None)
+    finally:
+        pysam.set_verbosity(before)

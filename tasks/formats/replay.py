@@ -22,6 +22,7 @@ import pod5
 from tasks.core.errors import SettingsError
 from tasks.core.reads import RunInfo
 from tasks.formats.layout import final_summary, final_summary_name, run_folder
+from tasks.formats.pod5 import find_pod5, scan_pod5
 from tasks.formats.workspace import write_text
 
 #: pA of a strand in the pore; open pore and dead channel lie outside.
@@ -49,6 +50,8 @@ class ReplaySettings:
         for name in ("reads", "reads_per_file", "channels", "mean_samples", "distinct"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"replay.{name}: {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise SettingsError(f"replay.seed: {self.seed} must be at least 0")
 
 
 def bundled_source() -> Path:
@@ -74,6 +77,7 @@ def replay(sources: list[Path], folder: Path, settings: ReplaySettings, *, minkn
     The same arguments give the same ids, signals and metadata. Each file appears under its name only when it is closed.
 
     Args:
+        sources: POD5 files, and folders of them.
         minknow: Write as MinKNOW does: in its tree of folders, and with a final_summary (yielded last) at the end.
     """
     source = _ring(sources)
@@ -147,10 +151,16 @@ class _Source(NamedTuple):
 
 
 def _ring(sources: list[Path]) -> _Source:
-    """Join the in-pore signal of all source reads."""
+    """Join the in-pore signal of all source reads.
+
+    Raises:
+        InputError: a file can't be read.
+        SettingsError: there is no signal in any.
+    """
     parts = []
     first: tuple[pod5.Calibration, float, pod5.RunInfo] | None = None
-    for source in sources:
+    for source in find_pod5(tuple(sources)):
+        scan_pod5(source)  # says why it can't be read; the library would only say that
         with pod5.Reader(source) as reader:
             for read in reader.reads():
                 own = read.calibration

@@ -21,7 +21,7 @@ from tasks.core.errors import InputError
 from tasks.core.plan import Plan
 from tasks.core.reads import RunInfo
 from tasks.formats.bam import barcode_group_line, group_id, iterate_bam, read_header, records_in
-from tasks.formats.commit import MANIFEST
+from tasks.formats.commit import MANIFEST, committed_ids, read_manifest
 from tasks.formats.fastq import barcode_label, renamed_header, word
 from tasks.formats.layout import path_part
 from tasks.formats.outputs import CallFile, Place, Staged, summary_part
@@ -62,6 +62,11 @@ def choose(workspace: Workspace, choice: Choice) -> None:
     shutil.rmtree(workspace.sorted, ignore_errors=True)
     workspace.sorted.mkdir(parents=True)
     write_json(workspace.sorted / "choice.json", choice.as_json())
+
+
+def is_barcoded(workspace: Workspace) -> bool:
+    """Tell whether any batch was barcoded when it was called: then a sample sheet has barcodes to name."""
+    return any("barcoding" in read_manifest(workspace, name)["groups"] for name in committed_ids(workspace))
 
 
 def sorted_batches(

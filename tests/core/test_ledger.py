@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.core.ledger import first_occurrence, prove
+from tasks.core.ledger import first_occurrence, id_order, prove
 
 #: Few values, so that collisions come; some differ in one half only.
 IDS = st.lists(st.sampled_from([(a << 64) + b for a in (0, 1, 2**63) for b in (0, 1, 2**64 - 1)]), max_size=30)
@@ -32,3 +32,8 @@ def test_prove_finds_exactly_what_is_wrong(planned: list[int], recorded: list[in
 @given(IDS)
 def test_first_occurrence(ids: list[int]) -> None:
     assert first_occurrence(packed(ids)).tolist() == [ids.index(i) for i in ids]
+
+
+@given(IDS)
+def test_id_order(ids: list[int]) -> None:
+    assert unpacked(packed(ids)[id_order(packed(ids))]) == sorted(ids)

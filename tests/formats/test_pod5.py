@@ -173,3 +173,21 @@ def test_replay_gives_the_same_run_again(tmp_path: Path) -> None:
     assert len({str(name) for name, _, _ in rows[0]}) == 6
     other = next(replay([bundled_source()], tmp_path / "c", ReplaySettings(reads=12, seed=2)))
     assert set(map(bytes, scan_pod5(other).read_ids)).isdisjoint(map(bytes, scan_pod5(runs[0][0]).read_ids))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "no_reads"])
+def test_replay_names_what_it_cannot_read(tmp_path: Path, kind: str) -> None:
+    bad = tmp_path / "bad.pod5" if kind == "missing" else made(kind, tmp_path)
+    with pytest.raises(InputError, match=r"/bad\.pod5: (no such file|is empty|is not a POD5 file|holds no reads)"):
+        list(replay([bad], tmp_path / "out", ReplaySettings(reads=1)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_replay_takes_folders_and_refuses_a_seed_below_0(tmp_path: Path) -> None:
+    write_pod5(tmp_path / "in" / "a.pod5", [4000])
+    assert len(list(replay([tmp_path / "in"], tmp_path / "out", ReplaySettings(reads=1)))) == 1
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SettingsError, match=r"no read with signal to replay in .*/none"):
+        list(replay([tmp_path / "none"], tmp_path / "out", ReplaySettings(reads=1)))
+    with pytest.raises(SettingsError, match=r"replay\.seed: -1 must be at least 0"):
+        ReplaySettings(seed=-1)

@@ -6,10 +6,11 @@ import gzip
 import os
 from pathlib import Path
 
+import pysam
 import pytest
 
 from tasks.core.errors import SettingsError
-from tasks.formats.reference import reference_sequences
+from tasks.formats.reference import reference_sequences, refuse_for_cram
 
 FASTA = b">chr1 first\nACGT\nAC\n\n>chr2\nA\n"
 
@@ -38,3 +39,20 @@ def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes | None) -> Non
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=r"output\.reference: .*a\.fa can't be read as FASTA"):
         reference_sequences(path)
+
+
+def test_what_cram_cannot_be_compressed_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, packed, blocked = (tmp_path / name for name in ("a.fa", "b.fa.gz", "c.fa.gz"))
+    plain.write_bytes(FASTA)
+    packed.write_bytes(gzip.compress(FASTA))
+    pysam.tabix_compress(str(plain), str(blocked))
+    for path in (plain, blocked):
+        refuse_for_cram(path)
+    with pytest.raises(SettingsError, match=r"b\.fa\.gz is packed by gzip, .*--formats without cram"):
+        refuse_for_cram(packed)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for path in (plain, blocked):
+        with pytest.raises(SettingsError, match=rf"{path.name} has no {path.name}\.fai beside it"):
+            refuse_for_cram(path)
+    (tmp_path / "a.fa.fai").touch()
+    refuse_for_cram(plain)
