@@ -6,9 +6,11 @@ asks for a password that is made at the first start.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -17,6 +19,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+
+import psutil
 
 from deployments.install import POOL
 from infra.prefect_server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
@@ -129,6 +133,27 @@ def database_url(given: str) -> str:
     raise SettingsError(f"database: {shown!r} is not known; give postgresql://user:password@host/name")
 
 
+def refuse_taken(host: str, port: int) -> None:
+    """Refuse an address that can't be listened on: who answers there already is not ours to change.
+
+    Raises:
+        SettingsError: names the port, or the address.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:  # as Prefect's server does it
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(f"port {port} is taken; give another with --port") from error
+        raise SettingsError(
+            f"{host!r}, port {port}, can't be listened on: {error.strerror}; give others with --host and --port"
+        ) from error
+
+
 @dataclass(slots=True, kw_only=True)
 class Child:
     """A program that is to run for as long as we do."""
@@ -153,6 +178,14 @@ class Child:
             end(self.process, grace=self.grace)
             self.process = None
 
+    def listens(self, port: int) -> bool:
+        """Tell whether it is this program that is reached on a port."""
+        try:
+            found = psutil.Process(self.process.pid).net_connections("tcp") if self.process else ()
+        except psutil.Error:  # it has ended
+            return False
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
+
     def died(self, now: float) -> bool:
         """Note that the program has ended by itself, and when to start it again."""
         if self.process is None or self.process.poll() is None:
@@ -176,9 +209,13 @@ def serve(
     Args:
         values: Environment of the children.
         prepare: Called when the server answers for the first time, before the worker starts.
+
+    Raises:
+        SettingsError: another program has the port.
     """
     python = [sys.executable, "-m", "prefect"]
     host, port, url = values["PREFECT_SERVER_API_HOST"], values["PREFECT_SERVER_API_PORT"], values["PREFECT_API_URL"]
+    refuse_taken(host, int(port))
     given = {**os.environ, **values}
     server = Child(
         name="server",
@@ -206,7 +243,7 @@ def serve(
                     child.start(now, given)
             if answers(url):
                 heard = now
-                if not prepared:
+                if not prepared and server.listens(int(port)):  # another may have taken the port since
                     prepare()
                     prepared = True
             elif server.process and now - max(heard, server.started) > DEAF_FOR:
