@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.core.watching import StopRules, matches
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, read_toml
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, merged, read_toml
 
 
 class RunMatch(BaseModel):
@@ -135,10 +135,7 @@ def resolve_watch(*, file: Path | None, command_line: Mapping[str, Any]) -> Watc
     Raises:
         SettingsError: names the key's path, the value and what is allowed.
     """
-    merged: dict[str, Any] = read_toml(file) if file else {}
-    for key, value in command_line.items():
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, Mapping) else value
-    settings: WatchSettings = checked(WatchSettings, merged)
+    settings: WatchSettings = merged(WatchSettings, read_toml(file) if file else {}, command_line)
     return settings
 
 
