@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from tempfile import NamedTemporaryFile
 
 import psutil
 
@@ -73,17 +74,20 @@ def password(file: Path) -> str:
     """Return `user:password` from a file; make both at the first call.
 
     Raises:
-        SettingsError: others may read the file.
+        SettingsError: others may read the file, or it holds none.
     """
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if file.stat().st_mode & 0o077:
-            raise SettingsError(f"{file} holds a password, and others may read it; chmod 600 {file}") from None
-    else:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(f"shoal:{secrets.token_urlsafe(24)}\n")
-    return file.read_text().strip()
+    if not file.exists():
+        with NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as made:  # readable by the owner only
+            made.write(f"shoal:{secrets.token_urlsafe(24)}\n")
+            made.flush()
+            with suppress(FileExistsError):
+                os.link(made.name, file)  # the file is never there without its password
+    if file.stat().st_mode & 0o077:
+        raise SettingsError(f"{file} holds a password, and others may read it; chmod 600 {file}")
+    word = file.read_text().strip()
+    if not all(word.partition(":")):
+        raise SettingsError(f"{file} should hold user:password; write that, or remove it, and a password is made")
+    return word
 
 
 def environment(

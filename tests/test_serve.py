@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -172,6 +174,26 @@ def test_the_password_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
     file.chmod(0o644)
     with pytest.raises(SettingsError, match="chmod 600"):
         password(file)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "shoal", "shoal:", ":secret"])
+def test_a_password_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    """Prefect's server would ask for none."""
+    file = tmp_path / "auth"
+    file.touch(0o600)
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=f"{file} should hold user:password"):
+        password(file)
+
+
+def test_a_password_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "auth"
+    monkeypatch.setattr(secrets, "token_urlsafe", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        password(file)
+    monkeypatch.undo()
+    assert len(password(file)) > 30
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_environment_of_server_and_worker(tmp_path: Path) -> None:
