@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ class WatchSettings(BaseModel):
         if value.exists() and not value.is_dir():
             raise ValueError(f"{value} is a file; give a folder")
         return Path(os.path.normpath(value.absolute()))
+
+    @field_validator("deployment", mode="after")
+    @classmethod
+    def _named_in_full(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"[^/]+/[^/]+", value):
+            raise ValueError(f"{value!r} should be flow/deployment, e.g. basecall/local")
+        return value
 
     @property
     def stop_rules(self) -> StopRules:
