@@ -6,17 +6,22 @@ asks for a password that is made at the first start.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from tempfile import NamedTemporaryFile
+
+import psutil
 
 from deployments.install import POOL
 from infra.prefect_server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
@@ -69,17 +74,20 @@ def password(file: Path) -> str:
     """Return `user:password` from a file; make both at the first call.
 
     Raises:
-        SettingsError: others may read the file.
+        SettingsError: others may read the file, or it holds none.
     """
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if file.stat().st_mode & 0o077:
-            raise SettingsError(f"{file} holds a password, and others may read it; chmod 600 {file}") from None
-    else:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(f"shoal:{secrets.token_urlsafe(24)}\n")
-    return file.read_text().strip()
+    if not file.exists():
+        with NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as made:  # readable by the owner only
+            made.write(f"shoal:{secrets.token_urlsafe(24)}\n")
+            made.flush()
+            with suppress(FileExistsError):
+                os.link(made.name, file)  # the file is never there without its password
+    if file.stat().st_mode & 0o077:
+        raise SettingsError(f"{file} holds a password, and others may read it; chmod 600 {file}")
+    word = file.read_text().strip()
+    if not all(word.partition(":")):
+        raise SettingsError(f"{file} should hold user:password; write that, or remove it, and a password is made")
+    return word
 
 
 def environment(
@@ -129,6 +137,27 @@ def database_url(given: str) -> str:
     raise SettingsError(f"database: {shown!r} is not known; give postgresql://user:password@host/name")
 
 
+def refuse_taken(host: str, port: int) -> None:
+    """Refuse an address that can't be listened on: who answers there already is not ours to change.
+
+    Raises:
+        SettingsError: names the port, or the address.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:  # as Prefect's server does it
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(f"port {port} is taken; give another with --port") from error
+        raise SettingsError(
+            f"{host!r}, port {port}, can't be listened on: {error.strerror}; give others with --host and --port"
+        ) from error
+
+
 @dataclass(slots=True, kw_only=True)
 class Child:
     """A program that is to run for as long as we do."""
@@ -153,6 +182,14 @@ class Child:
             end(self.process, grace=self.grace)
             self.process = None
 
+    def listens(self, port: int) -> bool:
+        """Tell whether it is this program that is reached on a port."""
+        try:
+            found = psutil.Process(self.process.pid).net_connections("tcp") if self.process else ()
+        except psutil.Error:  # it has ended
+            return False
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
+
     def died(self, now: float) -> bool:
         """Note that the program has ended by itself, and when to start it again."""
         if self.process is None or self.process.poll() is None:
@@ -176,9 +213,13 @@ def serve(
     Args:
         values: Environment of the children.
         prepare: Called when the server answers for the first time, before the worker starts.
+
+    Raises:
+        SettingsError: another program has the port.
     """
     python = [sys.executable, "-m", "prefect"]
     host, port, url = values["PREFECT_SERVER_API_HOST"], values["PREFECT_SERVER_API_PORT"], values["PREFECT_API_URL"]
+    refuse_taken(host, int(port))
     given = {**os.environ, **values}
     server = Child(
         name="server",
@@ -206,7 +247,7 @@ def serve(
                     child.start(now, given)
             if answers(url):
                 heard = now
-                if not prepared:
+                if not prepared and server.listens(int(port)):  # another may have taken the port since
                     prepare()
                     prepared = True
             elif server.process and now - max(heard, server.started) > DEAF_FOR:

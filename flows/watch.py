@@ -12,12 +12,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 
 from flows.basecall import basecall_flow
 from flows.parameters import spread
 from infra.confines import confine, umask_of
 from infra.lock import alone, held
 from infra.site import load_site
+from tasks.core.errors import SettingsError
 from tasks.formats.workspace import Workspace
 from tasks.watch import STATE, Call, Look, RunSeen, covered, look, note_failure
 from tasks.watch_settings import WatchSettings
@@ -93,16 +95,25 @@ def ask(deployment: str, call: Call) -> Outcome:
 
     One that has ended, however, started nothing: a look asks only for what is not there, so it failed, or its result
     was removed since. One that was cancelled is left alone, since a person wanted that; new files have another key.
+
+    Raises:
+        SettingsError: there is no such deployment.
     """
-    asked: FlowRun = run_deployment(  # type: ignore[assignment]
-        deployment,
-        parameters=call.settings.model_dump(mode="json"),
-        idempotency_key=call.key,
-        timeout=0,
-        as_subflow=False,
-        flow_run_name=call.settings.out.name,
-        tags=["watch"],
-    )
+    try:
+        asked: FlowRun = run_deployment(  # type: ignore[assignment]
+            deployment,
+            parameters=call.settings.model_dump(mode="json"),
+            idempotency_key=call.key,
+            timeout=0,
+            as_subflow=False,
+            flow_run_name=call.settings.out.name,
+            tags=["watch"],
+        )
+    except ObjectNotFound as error:
+        raise SettingsError(
+            f"deployment: {deployment!r} is not on this Prefect server; `shoal deploy` puts basecall/local and "
+            "basecall/slurm on the one that PREFECT_API_URL names"
+        ) from error
     if asked.state is None or not asked.state.is_final():
         return "called"
     return "cancelled" if asked.state.is_cancelled() else "ended"

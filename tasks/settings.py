@@ -279,12 +279,8 @@ def resolve_settings(
     Raises:
         SettingsError: names the key's path, the value and what is allowed, one line per mistake.
     """
-    merged: dict[str, Any] = dict(defaults or {})
-    if file is not None:
-        _merge(merged, read_toml(file))
-    _merge(merged, _from_environment(environment))
-    _merge(merged, command_line)
-    return checked(RunSettings, merged)
+    read = read_toml(file) if file is not None else {}
+    return merged(RunSettings, defaults or {}, read, _from_environment(environment), command_line)
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -296,6 +292,24 @@ def checked(model: type[Checked], values: Mapping[str, Any]) -> Checked:
         return model.model_validate(values)
     except ValidationError as error:
         raise SettingsError("\n".join(_complaint(model, complaint) for complaint in error.errors())) from error
+
+
+def merged(model: type[Checked], *sources: Mapping[str, Any]) -> Checked:
+    """Merge settings, later ones over earlier ones and tables field by field, and check them."""
+    values: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.items():
+            before = values.get(name, {})
+            if not _is_table(model, name):
+                values[name] = value
+            elif isinstance(before, Mapping):  # what is none is left, for the check to complain of
+                values[name] = {**before, **value} if isinstance(value, Mapping) else value
+    return checked(model, values)
+
+
+def _is_table(model: type[BaseModel], name: str) -> bool:
+    field = model.model_fields.get(name)
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -312,15 +326,23 @@ def read_toml(file: Path) -> dict[str, Any]:
 def _complaint(model: type[BaseModel], complaint: Any) -> str:
     path = ".".join(str(part) for part in complaint["loc"])
     if complaint["type"] == "extra_forbidden":
-        here = model
-        for part in complaint["loc"][:-1]:
-            if isinstance(part, str):  # the number of a table in a list says nothing about what it may hold
-                here = _model_in(here.model_fields[part].annotation)
-        return f"{path}: unknown key; known here: {', '.join(here.model_fields)}"
+        known = _model_at(model, complaint["loc"][:-1]).model_fields
+        return f"{path}: unknown key; known here: {', '.join(known)}"
     if complaint["type"] == "missing":
         return f"{path}: is needed"
+    if complaint["type"] == "model_type":
+        field = next(iter(_model_at(model, complaint["loc"]).model_fields))
+        return f"{path}: {complaint['input']!r} should be a table, [{path}] {field} = …"
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{path}: {complaint['input']!r} {message}" if complaint["type"] != "value_error" else f"{path}: {message}"
+
+
+def _model_at(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel]:
+    here = model
+    for part in path:
+        if isinstance(part, str):  # the number of a table in a list says nothing about what it may hold
+            here = _model_in(here.model_fields[part].annotation)
+    return here
 
 
 def _model_in(annotation: Any) -> Any:
@@ -332,20 +354,14 @@ def _model_in(annotation: Any) -> Any:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Read SHOAL_* variables; lists are separated like PATH."""
     values: dict[str, Any] = {}
-    for name, text in environment.items():
+    for name, text in sorted(environment.items()):  # a table's own comes before its fields
         if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_FIELDS or not text:
             continue
         *parents, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         here = values
         for parent in parents:
             here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise SettingsError(f"{parent}: {here!r} should be a table, since {name} is set; unset one of them")
         here[key] = text.split(os.pathsep) if (parents, key) == ([], "input") else text
     return values
-
-
-def _merge(into: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value

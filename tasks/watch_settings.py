@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.core.watching import StopRules, matches
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, read_toml
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, merged, read_toml
 
 
 class RunMatch(BaseModel):
@@ -104,6 +105,13 @@ class WatchSettings(BaseModel):
             raise ValueError(f"{value} is a file; give a folder")
         return Path(os.path.normpath(value.absolute()))
 
+    @field_validator("deployment", mode="after")
+    @classmethod
+    def _named_in_full(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"[^/]+/[^/]+", value):
+            raise ValueError(f"{value!r} should be flow/deployment, e.g. basecall/local")
+        return value
+
     @property
     def stop_rules(self) -> StopRules:
         return StopRules(reads=self.stop.reads, bases=self.stop.bases, seconds=self.stop.seconds)
@@ -135,10 +143,7 @@ def resolve_watch(*, file: Path | None, command_line: Mapping[str, Any]) -> Watc
     Raises:
         SettingsError: names the key's path, the value and what is allowed.
     """
-    merged: dict[str, Any] = read_toml(file) if file else {}
-    for key, value in command_line.items():
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, Mapping) else value
-    settings: WatchSettings = checked(WatchSettings, merged)
+    settings: WatchSettings = merged(WatchSettings, read_toml(file) if file else {}, command_line)
     return settings
 
 

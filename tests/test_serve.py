@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from deployments import serve as serving
 from deployments.serve import Home, database_url, environment, password
 from tasks.core.errors import SettingsError
 from tasks.formats.workspace import Workspace, read_json
@@ -171,6 +176,26 @@ def test_the_password_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
         password(file)
 
 
+@pytest.mark.parametrize("text", ["", "\n", "shoal", "shoal:", ":secret"])
+def test_a_password_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    """Prefect's server would ask for none."""
+    file = tmp_path / "auth"
+    file.touch(0o600)
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=f"{file} should hold user:password"):
+        password(file)
+
+
+def test_a_password_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "auth"
+    monkeypatch.setattr(secrets, "token_urlsafe", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        password(file)
+    monkeypatch.undo()
+    assert len(password(file)) > 30
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_the_environment_of_server_and_worker(tmp_path: Path) -> None:
     home = Home(folder=tmp_path)
     values = environment(home, host="0.0.0.0", port=4300, database="postgresql://a:b@c/d", auth="shoal:x")
@@ -187,3 +212,54 @@ def test_another_database_is_refused_without_telling_its_password() -> None:
     with pytest.raises(SettingsError, match="postgresql://") as refused:
         database_url("mysql://root:secret@host/name")
     assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield int(listening.getsockname()[1])
+
+
+def prepared(folder: Path, port: int, *, host: str = "127.0.0.1", looks: int = 3) -> bool:
+    """Serve in this process until the server that answers is prepared, or has been looked at often."""
+    home, stop, seen = Home(folder=folder), threading.Event(), list[str]()
+    home.create()
+    asked = iter(range(looks))
+
+    def answers(url: str) -> bool:
+        if next(asked, None) is None:
+            stop.set()
+        return True
+
+    def prepare() -> None:
+        seen.append("prepared")
+        stop.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "LOOK_EVERY", 0.01)
+        patch.setattr(serving, "answers", answers)
+        values = environment(home, host=host, port=port, database=None, auth=None)
+        serving.serve(home, values, prepare=prepare, announce=lambda _: None, stop=stop)
+    return bool(seen)
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_started(
+    tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "spawn", None)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(SettingsError, match=f"port {taken} is taken; give another with --port"):
+            prepared(tmp_path, taken, host=host)
+    with pytest.raises(SettingsError, match=r"'192\.0\.2\.1', port 4200, can't be listened on: .*--host"):
+        prepared(tmp_path, 4200, host="192.0.2.1")  # nobody's address
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_only_a_server_of_ours_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
+    """Another may take the port while ours starts."""
+    port = free_port()
+    listens = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
+    program = [sys.executable, "-c", listens if ours else "import time; time.sleep(600)"]
+    monkeypatch.setattr(serving, "spawn", lambda *_, **__: subprocess.Popen(program, start_new_session=True))
+    assert prepared(tmp_path, port, looks=10_000 if ours else 3) == ours

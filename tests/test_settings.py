@@ -8,6 +8,7 @@ import pytest
 
 from tasks.core.errors import SettingsError
 from tasks.settings import RunSettings, resolve_settings
+from tasks.watch_settings import resolve_watch
 
 
 @pytest.fixture(name="given")
@@ -46,12 +47,35 @@ def test_environment_gives_several_inputs(given: dict[str, Any], tmp_path: Path)
         pytest.param("[engine]\nkind = 'gpu'", r"engine\.kind: 'gpu' .*'cpu'", id="not a choice"),
         pytest.param("[output]\nmin_qscore = 99", r"output\.min_qscore: 99 .*60", id="too large"),
         pytest.param("strict = 'perhaps'", r"strict: 'perhaps' .*bool", id="not a truth value"),
+        pytest.param("engine = 'null'", r"engine: 'null' should be a table, \[engine\] kind = …", id="no table"),
+        pytest.param("output = 5", r"output: 5 should be a table, \[output\] min_qscore = …", id="no table, number"),
         pytest.param("rounds = ", r"run\.toml.*is not TOML: Invalid value", id="not TOML"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(text: str, says: str, given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=says):
         resolve(given, text)
+
+
+@pytest.mark.parametrize("command_line", [{}, {"engine": {}, "output": {}}, {"engine": {"kind": "cpu"}}])
+@pytest.mark.parametrize(
+    ("text", "environment"),
+    [
+        ("engine = 'null'", {}),
+        ("", {"SHOAL_ENGINE": "null"}),
+        ("[engine]\nthreads = 2", {"SHOAL_ENGINE": "null"}),
+        ("", {"SHOAL_ENGINE__THREADS": "2", "SHOAL_ENGINE": "null"}),
+    ],
+)
+def test_what_is_no_table_is_not_overlooked(
+    given: dict[str, Any], text: str, environment: dict[str, str], command_line: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match=r"^engine: 'null' should be a table, "):
+        resolve({**given, **command_line}, text, **environment)
+    if not environment:
+        file = given["input"][0] / "run.toml"
+        with pytest.raises(SettingsError, match=r"^engine: 'null' should be a table, "):
+            resolve_watch(file=file, command_line={"folders": given["input"], "out": given["out"], **command_line})
 
 
 def test_all_mistakes_are_told_at_once(given: dict[str, Any]) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed
 
+from flows import watch as watching
 from flows.basecall import basecall_flow
 from flows.watch import Watched, watch_flow
+from tasks.core.errors import SettingsError
 from tests.test_watch import NOW, Site
 
 
@@ -76,3 +80,19 @@ def test_a_call_that_was_cancelled_is_left_alone_until_new_files_come(
     site.write("run/b.pod5", at=NOW - 1e9, first=3)
     assert look(site).started == out
     assert len(asked(site)) == 2
+
+
+@pytest.mark.parametrize("name", ["local", "basecall/", "/local", "basecall/local/1"])
+def test_a_deployment_is_named_with_its_flow(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"deployment: '{name}' should be flow/deployment"):
+        Site(tmp_path, deployment=name)
+
+
+def test_a_deployment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path)
+    site.write("run/a.pod5", at=NOW)
+    (seen,) = site.look(NOW + 20).calls
+    assert seen.call
+    monkeypatch.setattr(watching, "run_deployment", Mock(side_effect=ObjectNotFound(Exception("404"))))
+    with pytest.raises(SettingsError, match=r"deployment: 'basecall/nope' is not on .*`shoal deploy`"):
+        watching.ask("basecall/nope", seen.call)
