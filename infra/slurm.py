@@ -4,7 +4,7 @@ What this adds to SLURMCluster, each for a fault that was seen: a lost job is re
 that failed is tried again; workers are retired by name before their jobs end; jobs that end before their worker came
 up, or run without one, are noticed, told and replaced; a job that waits too long is told with Slurm's reason; several
 pools serve one queue, grow with the work and shrink when idle; at the end no job of the run is left, even when Slurm
-was away meanwhile.
+was away meanwhile, or took a job and said that it had not.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the queue while nothing is amiss.
 QUEUE_EVERY = 15.0
+#: Seconds after a failed sbatch in which its job may still appear in the queue.
+DOUBT = 300.0
 #: Seconds within which a command of Slurm's answers, or is killed: more than Slurm's own limit at any site.
 ANSWER_WITHIN = 120.0
 #: Seconds before a failed sbatch is tried again.
@@ -220,6 +222,8 @@ class SlurmCluster(SLURMCluster):
         self._queue = QueueState()
         self._stillborn = 0
         self._retry_at = 0.0
+        #: Monotonic seconds until when there may be jobs in the queue that are nobody's.
+        self._doubt_until = 0.0
         self._tending: Tending | None = None
         #: What the flow should tell; taken by `news`.
         self._news: deque[str] = deque(maxlen=100)
@@ -266,6 +270,8 @@ class SlurmCluster(SLURMCluster):
             await self.scheduler.remove_worker(address, stimulus_id=f"replace-{worker}")
         if job is not None:
             await job.close()
+        else:
+            self._doubt()
 
     def restart(self, worker: str) -> None:
         """Start a worker's process, and with it the engine, anew within its job."""
@@ -305,7 +311,7 @@ class SlurmCluster(SLURMCluster):
             await self.scheduler.retire_workers(names=leaving)
         try:
             await super()._correct_state_internal()
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError) as error:
             self._retry_at = time.monotonic() + RETRY_AFTER
             self._tell(f"sbatch failed, it is tried again in {RETRY_AFTER:.0f} s: {_last_line(str(error))}")
         finally:
@@ -314,9 +320,15 @@ class SlurmCluster(SLURMCluster):
                     job.status = Status.closed
                     del self.workers[name]
                     self._forget(name)
+                    self._doubt()
+
+    def _doubt(self) -> None:
+        """Look into the queue at once, and for a while."""
+        self._doubt_until = time.monotonic() + DOUBT
+        self._queue = QueueState()
 
     async def _look(self) -> None:
-        """See which workers are there, which are idle, and whose jobs have gone."""
+        """See which workers are there, which are idle, whose jobs have gone, and which jobs are nobody's."""
         now = time.monotonic()
         there = {state.name: state for state in self.scheduler.workers.values()}
         for name in [name for name in self._known if name in self.worker_spec and name not in self.workers]:
@@ -333,10 +345,23 @@ class SlurmCluster(SLURMCluster):
                     known.idle_since = now
         missing = [name for name in self.workers if name not in there]
         lost = any(self._known[name].was_there for name in missing if name in self._known)
-        if missing and now - self._queue.looked >= (2 * TICK if lost else QUEUE_EVERY / 3):
+        doubtful = now < self._doubt_until
+        if (missing or doubtful) and now - self._queue.looked >= (2 * TICK if lost else QUEUE_EVERY / 3):
             self._queue = QueueState(await self._squeue(), now)
             for name in missing:
                 await self._judge_job(name, now)
+            if doubtful:
+                await self._cancel_strangers()
+
+    async def _cancel_strangers(self) -> None:
+        """Cancel jobs of this run that nobody counts: Slurm took them though sbatch failed. None is being submitted."""
+        ours = {job.job_id for job in self.workers.values()}
+        listed = (self._queue.jobs or {}).items()
+        strangers = [job for job, queued in listed if job not in ours and queued.state != "COMPLETING"]
+        if strangers:
+            logger.warning("jobs in the queue that no worker of ours has are cancelled: %s", ", ".join(strangers))
+            with suppress(RuntimeError):
+                await SlurmJob._call(["scancel", *strangers])
 
     async def _judge_job(self, name: str, now: float) -> None:
         """Tell and replace a job that has gone, or runs without a worker; tell one that waits long."""

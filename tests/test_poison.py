@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from prefect import flow
 from prefect.artifacts import create_progress_artifact
 
-from flows.rounds import call_in_rounds
+from flows.rounds import _Crew, call_in_rounds
 from infra.cluster import open_cluster, opened_cluster, task_runner
 from infra.site import Site, SplitResources
 from tasks.core.batches import Bundle
+from tasks.core.crew import Ended
 from tasks.core.errors import EngineError
 from tasks.engines.base import Engine
 from tasks.formats.commit import committed_ids
@@ -136,3 +138,36 @@ def test_a_worker_that_can_call_nothing_is_set_aside_and_named(
     assert "bundles in a row failed" in aside
     assert "EngineError: no GPU" in aside
     assert aside in result_markdown(merged)
+
+
+class _Places:
+    """Workers that can be set aside, and have jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: set[str] = set()
+        self.aside: list[str] = []
+
+    def set_aside(self, worker: str) -> None:
+        self.aside.append(worker)
+
+    def keeps(self, worker: str) -> bool:
+        return worker in self.jobs
+
+
+def test_another_is_set_aside_once_the_one_before_it_has_lost_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.rounds.get_run_logger", logging.getLogger)
+    monkeypatch.setattr("flows.rounds.tell", lambda *_: None)
+    workspace, places = Workspace(tmp_path), _Places()
+    workspace.create()
+    crew = _Crew(workspace, places, most_workers=2)
+    crew._note(Ended(worker="good"))
+    places.jobs = {"good", "bad", "worse"}
+    for name in ("bad", "worse"):
+        for batch in range(3):
+            crew._note(Ended(worker=name, failed=frozenset({f"{name} {batch}"})))
+    assert places.aside == ["bad"]
+    places.jobs.remove("bad")
+    crew._note(Ended(worker="good"))
+    assert places.aside == ["bad", "worse"]

@@ -202,6 +202,7 @@ def test_others_call_what_one_that_is_set_aside_does_not(tmp_path: Path, slurm_h
         waiting.release()
         slurm("scancel", *jobs())
         wait_for(lambda: not cluster.keeps("h100-0") and not cluster.keeps("h100-1"))
+    assert not jobs()
 
 
 @pytest.mark.slurm
@@ -276,6 +277,21 @@ def test_a_block_is_left_while_a_job_is_submitted(
         wait_for((tmp_path / "began").exists)
         future.release()
     assert not jobs()
+
+
+@pytest.mark.slurm
+def test_a_job_that_slurm_took_though_sbatch_failed_is_cancelled(
+    tmp_path: Path, slurm_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be one more than there may be, and nobody would give it back."""
+    timeout = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    script = (
+        f'$REAL "$@" || exit; [ -e {tmp_path}/failed ] || {{ touch {tmp_path}/failed; echo {timeout} >&2; exit 1; }}'
+    )
+    a_program(tmp_path / "failing", "sbatch", script, monkeypatch)
+    with workers(tmp_path, H100, minimum=1) as (cluster, _):
+        wait_for_jobs(lambda jobs: list(jobs) == [cluster.cluster.job_of("h100-1")])
+        assert f"sbatch failed, it is tried again in 5 s: {timeout}" in cluster.news()
 
 
 def test_a_command_of_slurms_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
