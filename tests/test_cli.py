@@ -10,9 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from deployments import cli
 from tests.making import write_pod5
 
 SHOAL = Path(sys.executable).with_name("shoal")
+
+
+def shoal(*arguments: str | Path) -> int:
+    """Run the command line in this process; return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["shoal", *map(str, arguments)])
+        patch.setattr(os, "environ", {"COLUMNS": "1000", **os.environ})  # what it changes there ends with it
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def test_it_tells_its_version() -> None:
@@ -37,3 +49,20 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, out: st
     assert done.returncode == 2
     assert named in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("level", ["chatty", "10"])
+def test_a_log_level_that_is_none(
+    level: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHOAL_LOG_LEVEL", level)
+    assert shoal("models") == 2
+    assert (
+        capsys.readouterr().err == f"shoal: SHOAL_LOG_LEVEL: '{level}' is no level; give DEBUG, INFO, WARNING, ERROR\n"
+    )
+
+
+def test_a_log_level_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pod5(tmp_path / "one.pod5", [5_000])
+    monkeypatch.setenv("SHOAL_LOG_LEVEL", "Error")
+    assert shoal("plan", tmp_path, "--engine", "null") == 0
