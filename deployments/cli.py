@@ -24,6 +24,7 @@ from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
+from cyclopts.validators import Number
 
 from deployments.display import Display
 from infra.confines import confine, umask_of
@@ -187,7 +188,11 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
 
 
-MetricsPort = Annotated[int | None, Parameter(help="Port on loopback for Prometheus to read figures from; none: none.")]
+a_port = Number(gte=1, lte=65535)
+MetricsPort = Annotated[
+    int | None,
+    Parameter(help="Port on loopback for Prometheus to read figures from; none: none.", validator=a_port),
+]
 
 
 @app.command
@@ -480,7 +485,7 @@ def serve(
         str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
     ] = None,
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port of API and UI.")] = 4200,
+    port: Annotated[int, Parameter(help="Port of API and UI.", validator=a_port)] = 4200,
     home: Annotated[Path, Parameter(help="Folder for database, password and logs.")] = Path("~/.shoal"),
     database: Annotated[
         str | None,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments import cli
+from deployments import serve as serving
 from tests.making import write_pod5
 
 SHOAL = Path(sys.executable).with_name("shoal")
@@ -25,6 +26,15 @@ def shoal(*arguments: str | Path) -> int:
             cli.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that this process is in, and that is its home; `shoal serve` starts nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(serving, "spawn", None)
+    return tmp_path
 
 
 def test_it_tells_its_version() -> None:
@@ -66,3 +76,13 @@ def test_a_log_level_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_pod5(tmp_path / "one.pod5", [5_000])
     monkeypatch.setenv("SHOAL_LOG_LEVEL", "Error")
     assert shoal("plan", tmp_path, "--engine", "null") == 0
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+@pytest.mark.parametrize(("command", "option"), [("run", "metrics-port"), ("serve", "metrics-port"), ("serve", "port")])
+def test_a_port_that_is_none(
+    in_folder: Path, command: str, option: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shoal(command, in_folder, "--out", "out", f"--{option}", port) == 2
+    assert f'Invalid value "{port}" for --{option}. Must be' in " ".join(capsys.readouterr().err.split())
+    assert not list(in_folder.iterdir())
