@@ -86,3 +86,15 @@ def test_a_port_that_is_none(
     assert shoal(command, in_folder, "--out", "out", f"--{option}", port) == 2
     assert f'Invalid value "{port}" for --{option}. Must be' in " ".join(capsys.readouterr().err.split())
     assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_colons_in_a_path_are_no_picture(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    """Rich would write a cross."""
+    write_pod5(in_folder / "a:x:b" / "good.pod5", [5_000])
+    (in_folder / "a:x:b" / "bad.pod5").touch()
+    assert shoal("plan", in_folder, "--engine", "null", *options) == 0
+    told = capsys.readouterr()
+    assert f"{in_folder}/a:x:b/bad.pod5" in (told.out if options else told.err)
