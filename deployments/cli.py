@@ -24,6 +24,7 @@ from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import ResolvedPath
+from cyclopts.validators import Number
 
 from deployments.display import Display
 from infra.confines import confine, umask_of
@@ -47,7 +48,15 @@ from tasks.launch import bundles_left, estimated_seconds, plan_input, refuse_fla
 from tasks.merge import merge as merge_results
 from tasks.merge import merged_before, merged_by
 from tasks.progress import Watch
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, checked, resolve_settings, whole_path
+from tasks.settings import (
+    LOG_LEVELS,
+    EngineSettings,
+    OutputSettings,
+    RunSettings,
+    checked,
+    resolve_settings,
+    whole_path,
+)
 from tasks.verify import verify as verify_results
 from tasks.watch import STATE as WATCH_STATE
 from tasks.watch_settings import WatchSettings, resolve_watch
@@ -71,14 +80,10 @@ class Exit(IntEnum):
 
 def main() -> NoReturn:
     """Run the command line; errors of Shoal's own come out as one clear message on standard error."""
-    level = os.environ.get("SHOAL_LOG_LEVEL", "WARNING")
-    handler = logging.StreamHandler()
-    handler.setLevel(level)  # the handler's, not a logger's: Prefect and Dask turn their own loggers up
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", level)
     display = Display(json=False)
     try:
-        status = app(exit_on_error=False, result_action="return_value")
+        _log()
+        status = app(sys.argv[1:], exit_on_error=False, result_action="return_value")
     except (CycloptsError, SettingsError, InputError) as error:
         if not isinstance(error, CycloptsError):  # those are shown already
             display.complain(str(error))
@@ -93,6 +98,18 @@ def main() -> NoReturn:
         display.complain(f"{error.filename}: {error.strerror}")
         sys.exit(Exit.WRONG_SETTINGS)
     sys.exit(status or Exit.COMPLETE)
+
+
+def _log() -> None:
+    """Log on standard error what is as grave as SHOAL_LOG_LEVEL says."""
+    given = os.environ.get("SHOAL_LOG_LEVEL") or "WARNING"
+    level = given.upper()
+    if level not in LOG_LEVELS:
+        raise SettingsError(f"SHOAL_LOG_LEVEL: {given!r} is no level; give {', '.join(LOG_LEVELS)}")
+    handler = logging.StreamHandler()
+    handler.setLevel(level)  # the handler's, not a logger's: Prefect and Dask turn their own loggers up
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", level)
 
 
 def _from(model: type[Any], field: str) -> Parameter:
@@ -172,7 +189,11 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 RunFolder = Annotated[ResolvedPath, Parameter(help="A run's output folder.")]
 
 
-MetricsPort = Annotated[int | None, Parameter(help="Port on loopback for Prometheus to read figures from; none: none.")]
+a_port = Number(gte=1, lte=65535)
+MetricsPort = Annotated[
+    int | None,
+    Parameter(help="Port on loopback for Prometheus to read figures from; none: none.", validator=a_port),
+]
 
 
 @app.command
@@ -470,7 +491,7 @@ def serve(
         str | None, Parameter(help="Notification block told of failures, e.g. slack-webhook/lab.")
     ] = None,
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port of API and UI.")] = 4200,
+    port: Annotated[int, Parameter(help="Port of API and UI.", validator=a_port)] = 4200,
     home: Annotated[Path, Parameter(help="Folder for database, password and logs.")] = Path("~/.shoal"),
     database: Annotated[
         str | None,

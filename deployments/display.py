@@ -50,8 +50,8 @@ class Display:
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
-        self._out = Console(highlight=False, soft_wrap=True)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path may hold :x:
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, text: str) -> None:
         """Tell people what happens; standard error, so that JSON stays clean."""

@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from infra.workers import read_heartbeats
+from tasks.core.errors import SettingsError
 from tasks.formats.workspace import Workspace, read_crew, read_json
 from tasks.progress import RunProgress, Watch
 from tasks.watch import STATE
@@ -94,14 +95,23 @@ def open_runs(out: Path) -> list[Path]:
 
 @contextmanager
 def endpoint(port: int | None, *collectors: Collector, host: str = "127.0.0.1") -> Iterator[None]:
-    """Serve metrics on /metrics while the block runs; on no port, nothing."""
+    """Serve metrics on /metrics while the block runs; on no port, nothing.
+
+    Raises:
+        SettingsError: the port can't be listened on.
+    """
     if port is None:
         yield
         return
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
-    server, thread = start_http_server(port, addr=host, registry=registry)
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise SettingsError(
+            f"metrics port {port} can't be listened on: {error.strerror}; give another with --metrics-port"
+        ) from error
     try:
         yield
     finally:

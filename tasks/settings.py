@@ -40,6 +40,10 @@ def _separated(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
+def _in_capitals(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
 def _there(value: Path) -> Path:
     if not value.is_file():
         raise ValueError(f"{value} is not there")
@@ -62,6 +66,9 @@ SiteName = Annotated[str, AfterValidator(whole_path)]
 #: Fields of the engine that change nothing but its speed, and those of the output that split writes by; see `decisive`.
 NOT_DECISIVE = frozenset({"threads", "rate", "in_flight_samples"})
 DECISIVE_OUTPUT = ("min_qscore", "headers", "reference", "sample_sheet", "rna_as_dna")
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
 
 #: Engines that hold one of ONT's programs; what only they can do is refused by the others.
 DORADO = ("dorado-server", "dorado")
@@ -217,7 +224,7 @@ class RunSettings(BaseModel):
     rounds: int = Field(
         4, title="Rounds", ge=1, le=20, description="how often what was not committed is tried, in smaller bundles"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+    log_level: Annotated[LogLevel, BeforeValidator(_in_capitals)] = Field(
         "INFO", title="Log level of the workers", description="each worker writes a log file in OUT/.shoal/logs"
     )
     strict: bool = Field(False, title="Strict", description="refuse to run when any input can't be used")

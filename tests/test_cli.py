@@ -10,11 +10,32 @@ from pathlib import Path
 
 import pytest
 
-from deployments.cli import Exit, main
+from deployments import cli
+from deployments import serve as serving
 from tests.making import write_pod5
 from tests.test_pipeline import run, settings
 
 SHOAL = Path(sys.executable).with_name("shoal")
+
+
+def shoal(*arguments: str | Path) -> int:
+    """Run the command line in this process; return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["shoal", *map(str, arguments)])
+        patch.setattr(os, "environ", {"COLUMNS": "1000", **os.environ})  # what it changes there ends with it
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that this process is in, and that is its home; `shoal serve` starts nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(serving, "spawn", None)
+    return tmp_path
 
 
 def test_it_tells_its_version() -> None:
@@ -41,18 +62,12 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, out: st
     assert done.stderr.count("\n") == 1
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     """Run the command line here, expect that it refuses, and return what it says."""
-    monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == Exit.WRONG_SETTINGS
+    assert shoal(*words) == cli.Exit.WRONG_SETTINGS
     return capsys.readouterr().err.removeprefix("shoal: ")
 
 
-@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # main takes its words from sys.argv
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 @pytest.mark.parametrize(
     "words", [("merge",), ("resplit", "--min-qscore", "9"), ("demux", "--sample-sheet", "sheet.csv")]
@@ -67,10 +82,49 @@ def test_a_folder_without_whole_settings_or_plan_is_told_of(
     stored = given.out / ".shoal" / "settings.json"
     runs = given.out / ".shoal" / "plan" / "runs.json"
     if words[0] == "demux":
-        assert "was not barcoded when it was called" in refused(monkeypatch, capsys, words[0], given.out, *words[1:])
+        assert "was not barcoded when it was called" in refused(capsys, words[0], given.out, *words[1:])
     for path in (stored, runs) if words[0] != "demux" else (runs,):
         whole = path.read_bytes()
         path.unlink() if damage == "gone" else path.write_bytes(whole[:-5])
-        said = refused(monkeypatch, capsys, words[0], given.out, *words[1:])
+        said = refused(capsys, words[0], given.out, *words[1:])
         assert said.startswith(str(path) if damage == "cut" or path == stored else f"{given.out} holds no plan yet")
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("level", ["chatty", "10"])
+def test_a_log_level_that_is_none(
+    level: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHOAL_LOG_LEVEL", level)
+    assert shoal("models") == 2
+    assert (
+        capsys.readouterr().err == f"shoal: SHOAL_LOG_LEVEL: '{level}' is no level; give DEBUG, INFO, WARNING, ERROR\n"
+    )
+
+
+def test_a_log_level_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pod5(tmp_path / "one.pod5", [5_000])
+    monkeypatch.setenv("SHOAL_LOG_LEVEL", "Error")
+    assert shoal("plan", tmp_path, "--engine", "null") == 0
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+@pytest.mark.parametrize(("command", "option"), [("run", "metrics-port"), ("serve", "metrics-port"), ("serve", "port")])
+def test_a_port_that_is_none(
+    in_folder: Path, command: str, option: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shoal(command, in_folder, "--out", "out", f"--{option}", port) == 2
+    assert f'Invalid value "{port}" for --{option}. Must be' in " ".join(capsys.readouterr().err.split())
+    assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_colons_in_a_path_are_no_picture(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    """Rich would write a cross."""
+    write_pod5(in_folder / "a:x:b" / "good.pod5", [5_000])
+    (in_folder / "a:x:b" / "bad.pod5").touch()
+    assert shoal("plan", in_folder, "--engine", "null", *options) == 0
+    told = capsys.readouterr()
+    assert f"{in_folder}/a:x:b/bad.pod5" in (told.out if options else told.err)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs
+from tasks.core.errors import SettingsError
 from tasks.launch import launch
 from tasks.progress import covered_seconds
 from tasks.watch import STATE
@@ -79,3 +81,9 @@ def test_a_watch(tmp_path: Path) -> None:
     assert found["shoal_watch_look_timestamp_seconds",] == NOW + 100
     assert open_runs(site.out) == [site.out / "run"]
     assert (site.out / STATE / "look.json").exists()
+
+
+def test_a_port_that_is_taken() -> None:
+    port = free_port()
+    with endpoint(port), pytest.raises(SettingsError, match=f"metrics port {port} .* in use; .*--metrics-port"):
+        endpoint(port).__enter__()
