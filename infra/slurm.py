@@ -360,7 +360,7 @@ class SlurmCluster(SLURMCluster):
         strangers = [job for job, queued in listed if job not in ours and queued.state != "COMPLETING"]
         if strangers:
             logger.warning("jobs in the queue that no worker of ours has are cancelled: %s", ", ".join(strangers))
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, OSError):
                 await SlurmJob._call(["scancel", *strangers])
 
     async def _judge_job(self, name: str, now: float) -> None:
@@ -423,7 +423,7 @@ class SlurmCluster(SLURMCluster):
                     maximum=pool.resources.maximum,
                     workers=len(idle),
                     idle=sum(seconds >= self._scaling.idle for seconds in idle.values()),
-                    aside=len(names) - len(idle),
+                    aside=sum(name in self.aside and name in self.workers for name in names),
                 )
             )
         scaling = self._scaling
@@ -480,7 +480,7 @@ class SlurmCluster(SLURMCluster):
                 logger.error("jobs may be left in Slurm's queue; cancel them: scancel --name %s", self._run_id)
                 return
             if jobs and any(queued.state != "COMPLETING" for queued in jobs.values()):
-                with suppress(RuntimeError):
+                with suppress(RuntimeError, OSError):
                     await SlurmJob._call(["scancel", "--name", self._run_id])
             await asyncio.sleep(0.3)
 
