@@ -405,7 +405,7 @@ def watch(
         "folders": folders or None,
         "out": out,
         "live": live,
-        "settled_for": parse_duration(settled_for) if settled_for else None,
+        "settled_for": parse_duration(settled_for, zero=True) if settled_for else None,
         "idle_after": parse_duration(idle_after) if idle_after else None,
         "site": site,
         "batch_samples": batch_samples,

@@ -98,3 +98,9 @@ def test_colons_in_a_path_are_no_picture(
     assert shoal("plan", in_folder, "--engine", "null", *options) == 0
     told = capsys.readouterr()
     assert f"{in_folder}/a:x:b/bad.pod5" in (told.out if options else told.err)
+
+
+def test_files_may_settle_at_once(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder is not there: that is all that is wrong."""
+    assert shoal("watch", "nowhere", "--out", "out", "--settled-for", "0", "--idle-after", "1s") == 2
+    assert capsys.readouterr().err == "shoal: folders: nowhere is no folder\n"
