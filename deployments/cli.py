@@ -462,9 +462,12 @@ def deploy(
         Folders to watch; none: the watch's schedule stays off.
     """
     display = Display(json=False)
-    from deployments.install import install
+    from deployments.install import install, refuse_cron
 
-    names = install(**_schedule(folders, out, every=every, cron=cron, site=site, file=settings))
+    schedule = _schedule(folders, out, every=every, cron=cron, site=site, file=settings)
+    if cron is not None:
+        refuse_cron(cron)
+    names = install(**schedule)
     from deployments.automations import install_automations
 
     for name in (*names, *install_automations(notify)):
@@ -501,6 +504,7 @@ def serve(
     folders
         Folders to watch; none: the watch's schedule stays off.
     """
+    from deployments.install import refuse_cron
     from deployments.serve import Home, environment, password
     from deployments.serve import serve as serve_
 
@@ -528,6 +532,8 @@ def serve(
         _metrics(metrics_port, watch_out=Path(schedule["watch"]["out"]) if schedule["watch"] else None),
     ):
         os.environ.update(values)
+        if cron is not None:
+            refuse_cron(cron)
         display.say(f"starting; logs in {place.logs}")
         if word:
             display.say(f"user and password: {place.auth}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments import cli
+from deployments import cli, install
 from deployments import serve as serving
 from tests.making import write_pod5
 
@@ -104,3 +104,16 @@ def test_files_may_settle_at_once(in_folder: Path, capsys: pytest.CaptureFixture
     """The folder is not there: that is all that is wrong."""
     assert shoal("watch", "nowhere", "--out", "out", "--settled-for", "0", "--idle-after", "1s") == 2
     assert capsys.readouterr().err == "shoal: folders: nowhere is no folder\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "deploy"])
+@pytest.mark.parametrize("cron", ["garbage", "", "R 6 * * *"])
+def test_a_schedule_that_is_none(
+    in_folder: Path, command: str, cron: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_folder / "data").mkdir()
+    monkeypatch.setattr(install, "_prefect", None)
+    assert shoal(command, "data", "--out", "out", "--cron", cron) == 2
+    assert capsys.readouterr().err.endswith(
+        f"shoal: cron: {cron!r} is no schedule; give for example --cron '*/5 * * * *'\n"
+    )
