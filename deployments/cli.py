@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -79,6 +80,8 @@ class Exit(IntEnum):
 
 def main() -> NoReturn:
     """Run the command line; errors of Shoal's own come out as one clear message on standard error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a sign that it lacks ends no command
     display = Display(json=False)
     try:
         _log()

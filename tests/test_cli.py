@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,10 @@ def test_a_schedule_that_is_none(
     assert capsys.readouterr().err.endswith(
         f"shoal: cron: {cron!r} is no schedule; give for example --cron '*/5 * * * *'\n"
     )
+
+
+def test_a_terminal_that_lacks_our_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="latin-1"))
+    assert shoal("doctor") == 0
+    assert rb"\u2713 shoal: " in written.getvalue()
