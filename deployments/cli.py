@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -80,6 +81,8 @@ class Exit(IntEnum):
 
 def main() -> NoReturn:
     """Run the command line; errors of Shoal's own come out as one clear message on standard error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a sign that it lacks ends no command
     display = Display(json=False)
     try:
         _log()
@@ -411,7 +414,7 @@ def watch(
         "folders": folders or None,
         "out": out,
         "live": live,
-        "settled_for": parse_duration(settled_for) if settled_for else None,
+        "settled_for": parse_duration(settled_for, zero=True) if settled_for else None,
         "idle_after": parse_duration(idle_after) if idle_after else None,
         "site": site,
         "batch_samples": batch_samples,
@@ -468,9 +471,12 @@ def deploy(
         Folders to watch; none: the watch's schedule stays off.
     """
     display = Display(json=False)
-    from deployments.install import install
+    from deployments.install import install, refuse_cron
 
-    names = install(**_schedule(folders, out, every=every, cron=cron, site=site, file=settings))
+    schedule = _schedule(folders, out, every=every, cron=cron, site=site, file=settings)
+    if cron is not None:
+        refuse_cron(cron)
+    names = install(**schedule)
     from deployments.automations import install_automations
 
     for name in (*names, *install_automations(notify)):
@@ -507,6 +513,7 @@ def serve(
     folders
         Folders to watch; none: the watch's schedule stays off.
     """
+    from deployments.install import refuse_cron
     from deployments.serve import Home, environment, password
     from deployments.serve import serve as serve_
 
@@ -534,6 +541,8 @@ def serve(
         _metrics(metrics_port, watch_out=Path(schedule["watch"]["out"]) if schedule["watch"] else None),
     ):
         os.environ.update(values)
+        if cron is not None:
+            refuse_cron(cron)
         display.say(f"starting; logs in {place.logs}")
         if word:
             display.say(f"user and password: {place.auth}")

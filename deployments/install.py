@@ -61,6 +61,20 @@ def filled_in(
     return filled
 
 
+def refuse_cron(cron: str) -> None:
+    """Refuse times of looks that Prefect would. It reads the environment here: that must be what it is to be.
+
+    Raises:
+        SettingsError: they are none.
+    """
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValueError as error:
+        raise SettingsError(f"cron: {cron!r} is no schedule; give for example --cron '*/5 * * * *'") from error
+
+
 def install(
     *, watch: Mapping[str, Any] | None, every: float | None, cron: str | None, site: str | None, kind: str
 ) -> tuple[str, ...]:

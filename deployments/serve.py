@@ -100,7 +100,9 @@ def environment(
         auth: `user:password`; None: whoever reaches the port may do everything.
         site: Whose roots confine the paths of all runs; None: each run's own site's.
     """
-    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    if ":" in reached:
+        reached = f"[{reached}]"
     values = {
         **SERVER_SETTINGS,
         **CLIENT_SETTINGS,

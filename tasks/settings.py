@@ -44,10 +44,21 @@ def _in_capitals(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def nameable(path: Path) -> Path:
+    """Return a path from the root on; refuse one that neither tables nor messages can hold."""
+    whole = path.absolute()
+    try:
+        str(whole).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(whole)!a} is not UTF-8; rename it, or give another") from None
+    return whole
+
+
 def _there(value: Path) -> Path:
+    whole = nameable(value)
     if not value.is_file():
         raise ValueError(f"{value} is not there")
-    return value.absolute()
+    return whole
 
 
 def whole_path(value: str) -> str:
@@ -237,17 +248,19 @@ class RunSettings(BaseModel):
     @field_validator("input", mode="after")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        whole = tuple(map(nameable, value))
         for path in value:
             if not path.exists() and not path.is_symlink():
                 raise ValueError(f"{path} is not there")
-        return tuple(path.absolute() for path in value)
+        return whole
 
     @field_validator("out", mode="after")
     @classmethod
     def _folder(cls, value: Path) -> Path:
+        whole = nameable(value)
         if value.exists() and not value.is_dir():
             raise ValueError(f"{value} is a file; give a folder")
-        return value.absolute()
+        return whole
 
     def digest(self) -> str:
         """Return sha256 over what decides the bases and batches, and is not as by default.

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.core.watching import StopRules, matches
-from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, merged, read_toml
+from tasks.settings import EngineSettings, OutputSettings, RunSettings, SiteName, checked, merged, nameable, read_toml
 
 
 class RunMatch(BaseModel):
@@ -93,17 +93,19 @@ class WatchSettings(BaseModel):
     @field_validator("folders", mode="after")
     @classmethod
     def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        whole = tuple(map(nameable, value))
         for path in value:
             if not path.is_dir():
                 raise ValueError(f"{path} is no folder")
-        return tuple(dict.fromkeys(Path(os.path.normpath(path.absolute())) for path in value))
+        return tuple(dict.fromkeys(Path(os.path.normpath(path)) for path in whole))
 
     @field_validator("out", mode="after")
     @classmethod
     def _folder(cls, value: Path) -> Path:
+        whole = nameable(value)
         if value.exists() and not value.is_dir():
             raise ValueError(f"{value} is a file; give a folder")
-        return Path(os.path.normpath(value.absolute()))
+        return Path(os.path.normpath(whole))
 
     @field_validator("deployment", mode="after")
     @classmethod

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
-from deployments import cli
+from deployments import cli, install
 from deployments import serve as serving
 from tests.making import write_pod5
 from tests.test_pipeline import run, settings
@@ -128,3 +129,29 @@ def test_colons_in_a_path_are_no_picture(
     assert shoal("plan", in_folder, "--engine", "null", *options) == 0
     told = capsys.readouterr()
     assert f"{in_folder}/a:x:b/bad.pod5" in (told.out if options else told.err)
+
+
+def test_files_may_settle_at_once(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder is not there: that is all that is wrong."""
+    assert shoal("watch", "nowhere", "--out", "out", "--settled-for", "0", "--idle-after", "1s") == 2
+    assert capsys.readouterr().err == "shoal: folders: nowhere is no folder\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "deploy"])
+@pytest.mark.parametrize("cron", ["garbage", "", "R 6 * * *"])
+def test_a_schedule_that_is_none(
+    in_folder: Path, command: str, cron: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_folder / "data").mkdir()
+    monkeypatch.setattr(install, "_prefect", None)
+    assert shoal(command, "data", "--out", "out", "--cron", cron) == 2
+    assert capsys.readouterr().err.endswith(
+        f"shoal: cron: {cron!r} is no schedule; give for example --cron '*/5 * * * *'\n"
+    )
+
+
+def test_a_terminal_that_lacks_our_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="latin-1"))
+    assert shoal("doctor") == 0
+    assert rb"\u2713 shoal: " in written.getvalue()

@@ -208,6 +208,14 @@ def test_the_environment_of_server_and_worker(tmp_path: Path) -> None:
     assert not [name for name in bare if "AUTH_STRING" in name or "DATABASE_CONNECTION_URL" in name]
 
 
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:4300/api"), ("::", "http://[::1]:4300/api"), ("lab", "http://lab:4300/api")]
+)
+def test_the_address_of_the_api(tmp_path: Path, host: str, url: str) -> None:
+    values = environment(Home(folder=tmp_path), host=host, port=4300, database=None, auth=None)
+    assert (values["PREFECT_API_URL"], values["PREFECT_SERVER_API_HOST"]) == (url, host)
+
+
 def test_another_database_is_refused_without_telling_its_password() -> None:
     with pytest.raises(SettingsError, match="postgresql://") as refused:
         database_url("mysql://root:secret@host/name")

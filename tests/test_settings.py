@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tasks.core.errors import SettingsError
-from tasks.settings import RunSettings, resolve_settings
-from tasks.watch_settings import resolve_watch
+from tasks.settings import RunSettings, checked, resolve_settings
+from tasks.watch_settings import WatchSettings, resolve_watch
 
 
 @pytest.fixture(name="given")
@@ -95,6 +96,38 @@ def test_all_mistakes_are_told_at_once(given: dict[str, Any]) -> None:
 def test_paths_are_checked(changed: dict[str, Any], says: str, given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=says):
         resolve_settings(file=None, environment={}, command_line={**given, **changed})
+
+
+BAD = Path(os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "named"),
+    [
+        (RunSettings, {"out": BAD}, "out"),
+        (RunSettings, {"out": str(BAD)}, "out"),
+        (RunSettings, {"input": [BAD]}, "input"),
+        (RunSettings, {"output": {"reference": BAD}}, "output.reference"),
+        (WatchSettings, {"out": BAD}, "out"),
+        (WatchSettings, {"folders": [BAD]}, "folders"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_path_that_is_not_utf8_is_refused(
+    model: type[BaseModel],
+    changed: dict[str, Any],
+    named: str,
+    there: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No table could name it; nor, before, could the message that it is not there."""
+    monkeypatch.chdir(tmp_path)
+    if there:
+        BAD.mkdir()
+    given = {"input" if model is RunSettings else "folders": [tmp_path], "out": tmp_path / "out"}
+    with pytest.raises(SettingsError, match=rf"^{named}: '.*/caf\\udce9' is not UTF-8"):
+        checked(model, {**given, **changed})
 
 
 def test_a_settings_file_that_is_not_there(given: dict[str, Any]) -> None:

@@ -212,10 +212,10 @@ def matches(patterns: Mapping[str, str], facts: Mapping[str, str]) -> bool:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def parse_duration(text: str) -> float:
-    """Read `90`, `90s`, `5m`, `1.5h`, `2d` as seconds."""
+def parse_duration(text: str, *, zero: bool = False) -> float:
+    """Read `90`, `90s`, `5m`, `1.5h`, `2d` as seconds; 0 only where that may be."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if not found or not float(found[1]):
+    if not found or not (zero or float(found[1])):
         raise SettingsError(f"{text!r} is no length of time; give for example 30s, 5m, 2h or 1d")
     return float(found[1]) * _UNITS[found[2] or "s"]
 

@@ -194,6 +194,12 @@ def test_no_durations(text: str) -> None:
         parse_duration(text)
 
 
+def test_a_duration_may_be_zero_where_that_is_allowed() -> None:
+    assert parse_duration("0s", zero=True) == 0
+    with pytest.raises(SettingsError, match="no length of time"):
+        parse_duration("s", zero=True)
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (300, "5 min"), (5400, "1.5 h"), (172_800, "2 d")])
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
