@@ -95,12 +95,25 @@ def main() -> NoReturn:
         display.complain(str(error))
         sys.exit(Exit.INCOMPLETE)
     except OSError as error:
-        if error.filename is None:  # it would tell people nothing
+        named = error.filename or ("standard output" if _output_is_lost() else None)
+        if named is None:  # it would tell people nothing
             raise
         logging.getLogger(__name__).debug("where it came from", exc_info=True)
-        display.complain(f"{error.filename}: {error.strerror}")
+        display.complain(f"{named}: {error.strerror}")
         sys.exit(Exit.WRONG_SETTINGS)
     sys.exit(status or Exit.COMPLETE)
+
+
+def _output_is_lost() -> bool:
+    """Tell whether what is printed can't be written, e.g. to a full disk; then drop it, for Python would try again."""
+    try:
+        print(flush=True)  # an unbuffered one forgets that it has failed
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def _log() -> None:

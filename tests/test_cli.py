@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
-from io import BytesIO, TextIOWrapper
+from io import BufferedWriter, BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -155,3 +155,15 @@ def test_a_terminal_that_lacks_our_signs(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="latin-1"))
     assert shoal("doctor") == 0
     assert rb"\u2713 shoal: " in written.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--json"), ("--version",)])
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_output_that_cannot_be_written(
+    arguments: tuple[str, ...], unbuffered: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        output = TextIOWrapper(full if unbuffered else BufferedWriter(full), write_through=unbuffered)
+        monkeypatch.setattr(sys, "stdout", output)
+        assert shoal(*arguments) == 2
+    assert capsys.readouterr().err == "shoal: standard output: No space left on device\n"
