@@ -1,7 +1,7 @@
-"""The process that holds a node's basecall server: `python -m infra.dorado_keeper FOLDER GENERATION COMMAND …`.
+"""The process that holds a basecall server: `python -m infra.dorado_keeper FOLDER GENERATION COMMAND …`.
 
 Starts the server, tells where it is when it says so, passes its output on to our own (a log), and ends it with all its
-children when it is told to (SIGTERM) or when no worker holds a share of `users.lock` any more.
+children when it is told to (SIGTERM) or when no worker holds a share of the folder any more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from infra.node_folder import USERS, remove
 from infra.processes import began, end, tied_to_parent
 from tasks.core.dorado import address_of, started_on
 from tasks.formats.workspace import read_json, write_json
@@ -40,13 +42,14 @@ def keep(folder: Path, generation: int, command: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    threading.Thread(target=_until_nobody, args=(folder,), daemon=True).start()
+    alone: list[int] = []
+    threading.Thread(target=_until_nobody, args=(folder, alone), daemon=True).start()
     ready = False
     try:
         assert server.stdout is not None
         for line in server.stdout:  # read to the end: a full pipe would stop the server
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            with suppress(OSError):  # a full disk costs lines of the log, and not the server
+                os.write(1, line)
             if not ready and (port := started_on(line.decode(errors="replace"))):
                 ready = True
                 write_json(
@@ -65,12 +68,20 @@ def keep(folder: Path, generation: int, command: list[str]) -> int:
         end(server, grace=GRACE)
         if (read_json(state) or {}).get("generation") == generation:  # else it is our successor's
             state.unlink(missing_ok=True)
+        for lock in alone:
+            remove(folder, lock)
 
 
-def _until_nobody(folder: Path) -> None:
-    """Wait until no worker is left, keep new ones waiting, and make the main thread end the server."""
-    lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+def _until_nobody(folder: Path, alone: list[int]) -> None:
+    """Wait until no worker is left, keep new ones waiting, and make the main thread end the server.
+
+    Args:
+        alone: Takes the descriptor of the lock that we then hold alone, until we end.
+    """
+    with suppress(FileNotFoundError):  # the folder has gone, so nobody was left
+        lock = os.open(folder / USERS, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        alone.append(lock)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

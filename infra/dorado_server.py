@@ -1,25 +1,19 @@
-"""The basecall server of a node: started once for all workers of a run there, watched, and ended when the last is out.
+"""The basecall server of a machine or Slurm job: started once for all workers of a run there, watched, and ended.
 
 Who holds the server is a process of its own, the keeper (`infra.dorado_keeper`), for workers come and go: each holds a
-shared lock on a file for as long as it lives, however it dies; the keeper, which waits for that lock alone, ends the
-server when the last one is gone. The kernel ends the server should the keeper die.
-
-Files, in a folder of the node's that is named by run folder and user: `users.lock`, `start.lock` (who starts or mends),
-`server.json` (where the server is; written when it is ready, removed when it ends).
+share of a folder on the machine (`infra.node_folder`), and the keeper ends the server when the last one is gone. The
+kernel ends the server should the keeper die.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,12 +23,14 @@ from typing import Any
 
 import psutil
 
-from infra.processes import end, is_same
+from infra import ports
+from infra.node_folder import join, keeper_of, living, node_folder, remove_unused, sweep, told_in
+from infra.processes import began, end
 from infra.site import DoradoSite
-from tasks.core.dorado import address_of, devices_of
+from tasks.core.dorado import address_of, devices_of, log_suffix, server_name
 from tasks.core.errors import EngineError
 from tasks.engines.dorado_server import AttachedServer, Served, Server, model_set
-from tasks.formats.workspace import read_json
+from tasks.formats.workspace import write_json
 from tasks.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -46,7 +42,7 @@ GRACE = 15.0
 
 
 def open_server(site: DoradoSite, settings: EngineSettings, *, out: Path, logs: Path) -> Server:
-    """Return the server of this node; nothing is started before a client asks for it.
+    """Return the server of this machine or job; nothing is started before a client asks for it.
 
     Args:
         out: The run folder: runs do not share servers.
@@ -56,8 +52,9 @@ def open_server(site: DoradoSite, settings: EngineSettings, *, out: Path, logs: 
         return AttachedServer(address_of(site.address))
     return SharedServer(
         server_command(site, settings, logs),
-        folder=node_folder(out),
-        log=logs / f"dorado_basecall_server.{socket.gethostname()}.log",
+        folder=shared_folder(site, out),
+        log=logs / f"dorado_basecall_server.{log_suffix(socket.gethostname(), os.environ)}.log",
+        port=site.port,
         start_within=site.start_within,
         restarts=site.restarts,
     )
@@ -77,16 +74,16 @@ def server_command(site: DoradoSite, settings: EngineSettings, logs: Path) -> tu
         "--device",
         device_of(site),
         "--log_path",
-        str(logs / f"dorado.{socket.gethostname()}"),
+        str(logs / f"dorado.{log_suffix(socket.gethostname(), os.environ)}"),
         *model_set(settings, site.models).server_arguments,
         *site.arguments,
     )
 
 
-def node_folder(out: Path) -> Path:
-    """Return the folder on this node in which the workers of a run find their server."""
-    digest = hashlib.sha256(str(out).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{digest}"
+def shared_folder(site: DoradoSite, out: Path) -> Path:
+    """Return the folder on this machine in which the workers of a run find the server that they share."""
+    started_as = (site.server, site.port, device_of(site), str(site.models), *site.arguments)
+    return node_folder(server_name(run=str(out), environment=os.environ, started_as=started_as))
 
 
 def find_program(server: str) -> str:
@@ -105,7 +102,7 @@ def find_program(server: str) -> str:
 
 
 class SharedServer:
-    """One worker's share in the server of its node."""
+    """One worker's share in the server of its machine or job."""
 
     def __init__(
         self,
@@ -116,6 +113,8 @@ class SharedServer:
         start_within: float,
         restarts: int,
         back_off: float = 1.0,
+        port: str = "auto",
+        port_within: float = ports.FREE_WITHIN,
     ) -> None:
         self._command = tuple(command)
         self._folder = folder
@@ -123,6 +122,8 @@ class SharedServer:
         self._start_within = start_within
         self._restarts = restarts
         self._back_off = back_off
+        self._port = port
+        self._port_within = port_within
         self._mended = 0
         self._lock = threading.Lock()
         self._share: int | None = None
@@ -130,7 +131,7 @@ class SharedServer:
         self._never = threading.Event()
 
     def serve(self) -> Served:
-        """Return where the server is; the first worker of a node starts it, the others wait for that."""
+        """Return where the server is; the first worker starts it, the others wait for that."""
         with self._lock:
             if self._served is None:
                 self._join()
@@ -151,7 +152,7 @@ class SharedServer:
                         self._served = now
                         return now
                     logger.warning("ending the basecall server at %s, which is stalled", seen.address)
-                    _end_keeper(state)
+                    _end_keeper(self._folder)
                 self._mended += 1
                 if self._mended > self._restarts:
                     raise EngineError(
@@ -168,16 +169,12 @@ class SharedServer:
             if self._share is not None:
                 os.close(self._share)
                 self._share = None
+                remove_unused(self._folder)  # where there is no keeper
             self._served = None
 
     def _join(self) -> None:
-        """Take a share of the lock that tells the keeper that somebody is there; waits for one that is just ending."""
         if self._share is None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._folder.stat().st_uid != os.getuid():
-                raise EngineError(f"{self._folder} belongs to somebody else; remove it, or set another TMPDIR")
-            self._share = os.open(self._folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._share, fcntl.LOCK_SH)
+            self._share = join(self._folder)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -188,35 +185,24 @@ class SharedServer:
 
     def _running(self) -> dict[str, Any] | None:
         """Return what is known of the server; None when none runs."""
-        state = _read_state(self._folder)
-        return state if state and _keeper(state) else None
+        state = told_in(self._folder, "server.json")
+        return state if state and living(state) and _is_alive(state["server"]) else None
 
     def _last_generation(self) -> int:
-        try:
-            return int((self._folder / "generation").read_text())
-        except (OSError, ValueError):
-            return 0
+        return int((told_in(self._folder, "keeper.json") or {"generation": 0})["generation"])
 
     def _start(self, generation: int) -> Served:
         """Start a keeper with its server, and wait until that is ready. To be called alone."""
         find_program(self._command[0])
+        _end_keeper(self._folder)  # one whose server is dead, or whose worker was killed while it waited for the server
+        sweep(self._folder)
         (self._folder / "server.json").unlink(missing_ok=True)
-        (self._folder / "generation").write_text(str(generation))
         logger.info("starting %s", " ".join(self._command))
-        began = time.monotonic()
-        with self._log.open("ab") as log:
-            start = log.tell()
-            keeper = subprocess.Popen(
-                [sys.executable, "-m", "infra.dorado_keeper", self._folder, str(generation), *self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
-                start_new_session=True,
-            )
-        told = began
-        while (state := _read_state(self._folder)) is None:
-            waited = time.monotonic() - began
+        started = time.monotonic()
+        keeper, start = self._spawn(generation)
+        told = started
+        while (state := told_in(self._folder, "server.json")) is None:
+            waited = time.monotonic() - started
             if keeper.poll() is not None:
                 raise EngineError(f"the basecall server ended as it started. {self._log} says:\n{self._tail(start)}")
             if waited > self._start_within:
@@ -230,15 +216,37 @@ class SharedServer:
                 logger.info("waiting for the basecall server for %.0f s; it may be measuring batch sizes", waited)
             self._never.wait(LOOK_EVERY)
         threading.Thread(target=keeper.wait, name="dorado-keeper", daemon=True).start()  # leaves no zombie
-        logger.info("the basecall server is at %s after %.0f s", state["address"], time.monotonic() - began)
+        logger.info("the basecall server is at %s after %.0f s", state["address"], time.monotonic() - started)
         return _served(state)
+
+    def _spawn(self, generation: int) -> tuple[subprocess.Popen[bytes], int]:
+        """Start a keeper, which holds the port's lock from now on; return it, and where its part of the log begins."""
+        port = ports.claim(self._port, within=self._port_within)
+        try:
+            with self._log.open("ab") as log:
+                start = log.tell()
+                keeper = subprocess.Popen(
+                    [sys.executable, "-m", "infra.dorado_keeper", self._folder, str(generation), *self._command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
+                    start_new_session=True,
+                    pass_fds=() if port is None else (port,),
+                )
+        finally:
+            if port is not None:
+                os.close(port)
+        told = {"generation": generation, "keeper": keeper.pid, "keeper_since": began(keeper.pid)}
+        write_json(self._folder / "keeper.json", told)
+        return keeper, start
 
     def _tail(self, start: int = 0) -> str:
         """Return the last lines of the log."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(start, self._log.stat().st_size - 4000))
-                return "\n".join(log.read().decode(errors="replace").splitlines()[-12:])
+                return "\n".join(log.read(4000).decode(errors="replace").splitlines()[-12:])
         except OSError:
             return ""
 
@@ -248,35 +256,24 @@ def _paths() -> list[str]:
     return [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    with suppress(json.JSONDecodeError):
-        state: dict[str, Any] | None = read_json(folder / "server.json")
-        return state
-    return None
-
-
 def _served(state: dict[str, Any]) -> Served:
     return Served(state["address"], state["generation"])
 
 
-def _keeper(state: dict[str, Any]) -> psutil.Process | None:
-    """Return the keeper when it and its server are alive; a process id alone may be another's by now."""
-    try:
-        keeper = psutil.Process(state["keeper"])
-        server = psutil.Process(state["server"])
-        alive = psutil.STATUS_ZOMBIE not in (keeper.status(), server.status())
-    except psutil.NoSuchProcess:
-        return None
-    return keeper if alive and is_same(keeper.pid, state["keeper_since"]) else None
+def _is_alive(process: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
-def _end_keeper(state: dict[str, Any]) -> None:
-    """End a keeper and its server, and wait until they are gone."""
-    keeper = _keeper(state)
+def _end_keeper(folder: Path) -> None:
+    """End the keeper of a folder and its server, and wait until they are gone."""
+    keeper = keeper_of(folder)
     if keeper is None:
         return
-    family = [keeper, *keeper.children(recursive=True)]
+    family = [keeper]
     with suppress(psutil.NoSuchProcess):
+        family += keeper.children(recursive=True)
         keeper.terminate()
     _, left = psutil.wait_procs(family, timeout=GRACE)
     for process in left:

@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.dorado_program import dorado_program_opener
 from infra.dorado_server import device_of, open_server
 from infra.site import DoradoSite, Site
-from tasks.core.dorado import Patience, batch_warning, gpu_batch, gpus_of
+from tasks.core.dorado import Patience, batch_warning, devices_of, gpu_batch, gpus_of, port_warning
 from tasks.engines.base import Engine
 from tasks.engines.registry import open_engine, slots_of
 from tasks.settings import EngineSettings
@@ -23,7 +23,7 @@ def open_engine_at(
     Args:
         site: Where ONT's programs are.
         reference: What reads are aligned to.
-        out: The run folder: what runs for it on a node is shared by the workers there, and by no other run.
+        out: The run folder: what runs for it on a machine is shared by the workers of one job, and by no other run.
         logs: Folder for logs.
     """
     if settings.kind != "dorado-server":
@@ -54,12 +54,18 @@ def launch_warnings(site: Site, settings: EngineSettings) -> list[str]:
     """Say what will make a run slower than it could be on this site, by the numbers."""
     if settings.kind != "dorado-server" or site.dorado.address:
         return []
-    device = device_of(site.dorado)
-    if device == "cpu":
-        return []
-    warning = batch_warning(
-        clients=site.slots_in_all(slots_of(settings)),
-        window=settings.in_flight_samples,
-        batch=gpu_batch(site.dorado.arguments, gpus_of(device)),
-    )
-    return [warning] if warning else []
+    # Workers that are Slurm jobs have a server each, and GPUs of their own: those of this machine tell nothing.
+    jobs = site.kind == "slurm"
+    slots = site.slots or slots_of(settings)
+    device = (site.dorado.device or devices_of(None)) if jobs else device_of(site.dorado)
+    warnings = [
+        port_warning(site.dorado.port, servers=site.most_workers if jobs else 1),
+        batch_warning(
+            clients=slots if jobs else site.most_workers * slots,
+            window=settings.in_flight_samples,
+            batch=gpu_batch(site.dorado.arguments, gpus_of(device)),
+        )
+        if device != "cpu"
+        else None,
+    ]
+    return [warning for warning in warnings if warning]

@@ -151,7 +151,7 @@ def _dorado_server(site: Site, settings: EngineSettings) -> Iterator[Finding]:
             program = find_program(site.dorado.server)
             yield Finding(subject="basecall server", text=f"{program}, devices {device_of(site.dorado)}")
         for warning in launch_warnings(site, settings):
-            yield Finding(subject="GPU batch", text=warning, good=False)
+            yield Finding(subject="basecall server", text=warning, good=False)
         yield from _dorado_models(site)
         if settings.model is None and site.dorado.address is None:
             yield Finding(subject=subject, text="give a model to start the server and connect: --model", good=False)

@@ -29,7 +29,11 @@ class DoradoSite(BaseModel):
         title="Address of a running server",
         description="ipc:///path or host:port; Shoal then starts none, and ends none",
     )
-    port: str = Field("auto", title="Port of servers we start", description="auto, a number, or the path of a socket")
+    port: str = Field(
+        "auto",
+        title="Port of servers we start",
+        description="auto: each takes one that is free; a number or the path of a socket is one server's per machine",
+    )
     device: str | None = Field(
         None,
         title="Devices",

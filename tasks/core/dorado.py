@@ -5,11 +5,13 @@ Codes are those of the published client library, by name; nothing here imports i
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from tasks.core.chemistry import Fits
@@ -228,7 +230,7 @@ def batch_warning(*, clients: int, window: int, batch: int) -> str | None:
     return (
         f"{clients} clients with {window:,} samples in flight each keep {in_flight:,} with the server, whose GPUs take "
         f"{batch:,} at once; below twice that it may wait 30 s for each batch: set engine.in_flight_samples to "
-        f"{wanted:,} or more, or use more workers or slots"
+        f"{wanted:,} or more, or use more slots, or on one machine more workers"
     )
 
 
@@ -247,6 +249,38 @@ def address_of(port: str) -> str:
     if port.isdigit():
         return f"127.0.0.1:{port}"
     return f"ipc://{port}" if port.startswith("/") else port
+
+
+def fixed_port(port: str) -> int | Path | None:
+    """Return the number or the socket at which all servers of a site are to listen; None: each chooses its own."""
+    if port == "auto":
+        return None
+    return int(port) if port.isdigit() else Path(port.removeprefix("ipc://"))
+
+
+def port_warning(port: str, *, servers: int) -> str | None:
+    """Warn of a port that is named for several servers, of which a machine can run one."""
+    if fixed_port(port) is None or servers < 2:
+        return None
+    return (
+        f"dorado.port in the site, {port}, is that of each of up to {servers} servers, and of jobs that share a node "
+        "only one can start its server; leave it out, and each takes a port that is free"
+    )
+
+
+def server_name(*, run: str, environment: Mapping[str, str], started_as: Sequence[str]) -> str:
+    """Return a name that all have in common who share a server of a machine.
+
+    They are of one run and, on Slurm, of one job: what a job starts ends with it, and each job may see its GPUs counted
+    from 0. Without Slurm they see the same GPUs; and each would start the same server.
+    """
+    seen = (environment.get(name, "") for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES"))
+    return hashlib.sha256("\0".join((run, *seen, *started_as)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def log_suffix(host: str, environment: Mapping[str, str]) -> str:
+    """Return what the names of a server's logs end with: the host and, on Slurm, the job."""
+    return ".".join(filter(None, (host, environment.get("SLURM_JOB_ID"))))
 
 
 def devices_of(visible: str | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,16 @@ from tasks.core.dorado import (
     default_min_qscore,
     devices_of,
     fits_of,
+    fixed_port,
     gpu_batch,
     gpus_of,
     judge,
+    log_suffix,
     packaged,
     parse_version,
+    port_warning,
     remedy,
+    server_name,
     started_on,
     unfit,
     verdict,
@@ -164,6 +170,41 @@ def test_too_little_in_flight_is_warned_of_with_the_numbers() -> None:
 )
 def test_start_up_line(line: str, port: str | None) -> None:
     assert started_on(line) == port
+
+
+def named(job: str = "", gpus: str = "", run: str = "/out", *started_as: str) -> str:
+    environment = {"SLURM_JOB_ID": job, "CUDA_VISIBLE_DEVICES": gpus}
+    set_ones = {name: value for name, value in environment.items() if value}
+    return server_name(run=run, environment={"HOME": "/", **set_ones}, started_as=started_as)
+
+
+def test_who_shares_a_server() -> None:
+    assert named("7", "0") == named("7", "0")
+    apart = [
+        named(),
+        named("7", "0"),
+        named("8", "0"),  # under cgroups each job counts its GPUs from 0
+        named("7", "1"),
+        named("", "0"),
+        named("", "0,1"),
+        named("7", "0", "/other"),
+        named("7", "0", "/out", "cuda:1"),
+    ]
+    assert len(set(apart)) == len(apart)
+    assert named(run="/not-utf-8-\udcff") != named()
+
+
+def test_logs_are_named_by_host_and_job() -> None:
+    assert log_suffix("gpu3", {}) == "gpu3"
+    assert log_suffix("gpu3", {"SLURM_JOB_ID": "7"}) == "gpu3.7"
+
+
+def test_fixed_ports() -> None:
+    assert fixed_port("auto") is None
+    assert fixed_port("5555") == 5555
+    assert fixed_port("/tmp/s") == Path("/tmp/s") == fixed_port("ipc:///tmp/s")
+    assert port_warning("auto", servers=4) is port_warning("5555", servers=1) is None
+    assert re.search(r"dorado\.port.* 5555, .* up to 4 servers.*leave it out", port_warning("5555", servers=4) or "")
 
 
 def test_addresses() -> None:
