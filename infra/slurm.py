@@ -28,7 +28,7 @@ from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from infra import dask_settings
-from infra.local import TICK, Tending, pause
+from infra.local import TICK, Tending, pause, restart
 from infra.site import PoolResources, Site, StageResources
 from tasks.core.resources import PoolState, correction, format_walltime, lifetime
 
@@ -275,12 +275,7 @@ class SlurmCluster(SLURMCluster):
 
     def restart(self, worker: str) -> None:
         """Start a worker's process, and with it the engine, anew within its job."""
-        self.sync(self._restart, worker)
-
-    async def _restart(self, worker: str) -> None:
-        await self.scheduler.restart_workers(
-            self._addresses(worker), timeout=20, wait_for_workers=False, on_error="return", stimulus_id="restart"
-        )
+        self.sync(restart, self.scheduler, worker)
 
     def job_of(self, worker: str) -> str:
         """Return the Slurm job of a worker; the empty string when it has none."""
@@ -297,8 +292,9 @@ class SlurmCluster(SLURMCluster):
             await self._look()
             self._scale_to_work()
             await self._correct_state()
-        except Exception:
+        except Exception as error:
             logger.exception("the cluster could not be tended; trying again")
+            self._tell(f"the jobs can't be looked after: {type(error).__name__}: {error}")
 
     async def _correct_state_internal(self) -> None:
         """Bring jobs in line with what is wanted.

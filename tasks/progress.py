@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.core.errors import SettingsError
+from tasks.core.statistics import covered_seconds
 from tasks.formats.commit import committed_ids, read_manifest
 from tasks.formats.planfile import read_plan
 from tasks.formats.workspace import Workspace
@@ -52,15 +52,6 @@ class RunProgress:
         """Mean rate while batches were called; 0 before there is one."""
         seconds = covered_seconds(self.spans)
         return self.samples_done / seconds if seconds else 0.0
-
-
-def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Return for how long any of some spans of time, (begin, end), was going on."""
-    covered, until = 0.0, float("-inf")
-    for begin, end in sorted(spans):
-        covered += max(end - max(begin, until), 0.0)
-        until = max(until, end)
-    return covered
 
 
 class Watch:

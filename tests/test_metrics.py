@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.metrics import RunCollector, WatchCollector, endpoint, open_runs
 from tasks.core.errors import SettingsError
 from tasks.launch import launch
-from tasks.progress import covered_seconds
 from tasks.watch import STATE
 from tests.making import write_pod5
 from tests.servers import free_port, http_get
@@ -42,11 +41,6 @@ def test_a_run(tmp_path: Path) -> None:
     assert found["shoal_batches_done", "out"] == found["shoal_batches_planned", "out"] == 1
     assert found["shoal_slots_at_work", "out"] == found["shoal_bundles_failed", "out"] == 0
     assert 0 < found["shoal_busy_fraction", "out"] < 1
-
-
-def test_a_pause_between_batches_does_not_count_as_calling() -> None:
-    assert covered_seconds([]) == 0
-    assert covered_seconds([(10, 20), (12, 15), (18, 25), (1000, 1005)]) == 20
 
 
 def test_a_run_that_grows(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def first_occurrence(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         int64, shape (n,).
     """
     words = _words(read_ids)
-    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of equal ids the first in the input comes first
+    order = _order(words)
     ordered = words[order]
     new = np.ones(len(order), bool)
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -78,7 +78,11 @@ def id_order(read_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     Returns:
         int64, shape (n,).
     """
-    words = _words(read_ids)
+    return _order(_words(read_ids))
+
+
+def _order(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Sort stably: of equal ids the first in the input comes first."""
     order: npt.NDArray[np.int64] = np.lexsort((words[:, 1], words[:, 0]))
     return order
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log10
 
@@ -100,3 +101,12 @@ def short(value: float) -> str:
         return f"{value:.3g}"
     power = min(int(log10(value) // 3), 4)
     return f"{value / 1000**power:.3g}{'kMGT'[power - 1]}"
+
+
+def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Return for how long any of some spans of time, (begin, end), was going on."""
+    covered, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(end - max(begin, until), 0.0)
+        until = max(until, end)
+    return covered

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from tasks.core.statistics import histogram_svg, n50, record_statistics, short
+from tasks.core.statistics import covered_seconds, histogram_svg, n50, record_statistics, short
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_plots_are_svg(values: list[float]) -> None:
 )
 def test_short_figures(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_a_pause_between_batches_does_not_count_as_calling() -> None:
+    assert covered_seconds([]) == 0
+    assert covered_seconds([(10, 20), (12, 15), (18, 25), (1000, 1005)]) == 20
